@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/installed            ## train the default config, then generate from it
+	$(BIN)/gptmini train configs/python_docs.yaml
+	$(BIN)/gptmini generate runs/python_docs --max-new-tokens 200
+
+test: .venv/installed-dev        ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev       ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:                           ## remove what make built (never your runs)
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Weights to disk and back."""
