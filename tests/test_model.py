@@ -1,0 +1,152 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gptmini.checkpoint.gpt2_files import to_gpt2
+from gptmini.config import GPTConfig
+from gptmini.model import ATTENTION, GPT, causal_mask, masked, sdpa
+
+TINY = GPTConfig(vocab_size=61, n_layer=3, n_head=4, n_embd=32, context_length=24)
+
+
+def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_twin(model: GPT) -> GPT2LMHeadModel:
+    """transformers' GPT-2 of the same shape with the same weights."""
+    c = model.config
+    twin = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=c.vocab_size,
+            n_positions=c.context_length,
+            n_embd=c.n_embd,
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    result = twin.load_state_dict(to_gpt2(model.state_dict(), c), strict=False)
+    assert result.missing_keys == ["lm_head.weight"]
+    assert not result.unexpected_keys
+    return twin
+
+
+@pytest.mark.parametrize("attention", ["masked", "sdpa"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_equal_transformers_gpt2(attention, bias):
+    torch.manual_seed(1)
+    model = GPT(TINY.model_copy(update={"attention": attention, "bias": bias})).eval()
+    for parameter in model.parameters():  # away from the initial zeros and ones, so that every term counts
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    twin = transformers_twin(model).eval()
+    with torch.inference_mode():
+        difference = (model(tokens()) - twin(tokens()).logits).abs().max()
+    assert difference < 1e-4
+
+
+def test_one_adamw_step_equals_transformers():
+    torch.manual_seed(2)
+    model = GPT(TINY)
+    twin = transformers_twin(model).train()
+    inputs, targets = tokens(length=24)[:, :-1], tokens(length=24)[:, 1:]
+    ours = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    theirs = F.cross_entropy(twin(inputs).logits.flatten(0, 1), targets.flatten())
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    for m, loss in ((model, ours), (twin, theirs)):
+        # a large epsilon: with a small one AdamW's first step is the gradient's sign, which rounding decides
+        optimizer = torch.optim.AdamW(m.parameters(), lr=1e-2, eps=1e-3)
+        loss.backward()
+        optimizer.step()
+    expected = twin.state_dict()
+    for name, value in to_gpt2(model.state_dict(), TINY).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("attention", ["masked", "sdpa"])
+def test_no_logit_depends_on_a_later_token(attention):
+    torch.manual_seed(3)
+    model = GPT(TINY.model_copy(update={"attention": attention}))
+    seen = {}
+    model.token_embedding.register_forward_hook(lambda m, i, out: seen.update(x=out))
+    logits = model(tokens(batch=1))
+    for t in (0, 7, 23):
+        (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), seen["x"], retain_graph=True)
+        reach = gradient[0].abs().sum(dim=-1)  # (T,): how much position t listens to each position
+        assert (reach[: t + 1] > 0).all()
+        assert (reach[t + 1 :] == 0).all()
+
+
+def test_masked_equals_sdpa_forward_and_backward():
+    torch.manual_seed(4)
+    q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    results = []
+    for attend in (masked, sdpa):
+        y = attend(q, k, v, causal_mask(9))
+        results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_masked_equals_sdpa_on_the_last_rows_of_the_mask():
+    torch.manual_seed(5)
+    q, k, v = torch.randn(2, 4, 2, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
+    torch.testing.assert_close(masked(q, k, v, causal_mask(9)[-2:]), sdpa(q, k, v, causal_mask(9)[-2:]))
+
+
+def test_every_attention_function_is_a_config_choice():
+    choices = GPTConfig.model_json_schema()["properties"]["attention"]["enum"]
+    assert sorted(ATTENTION) == sorted(choices)
+
+
+def test_loss_at_initialisation_is_near_ln_vocab_size():
+    torch.manual_seed(6)
+    model = GPT(TINY)
+    loss = F.cross_entropy(model(tokens(batch=8)).flatten(0, 1), tokens(batch=8, seed=9).flatten())
+    assert loss.item() == pytest.approx(math.log(TINY.vocab_size), abs=0.1)
+
+
+def test_residual_projections_start_smaller_with_depth():
+    model = GPT(TINY.model_copy(update={"n_embd": 128}))
+    expected = 0.02 / math.sqrt(2 * TINY.n_layer)
+    assert model.blocks[0].mlp.c_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert model.blocks[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_one_batch_can_be_learned_by_heart():
+    torch.manual_seed(7)
+    model = GPT(TINY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    inputs, targets = tokens()[:, :-1], tokens()[:, 1:]
+    for _ in range(100):
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_dropout_acts_only_while_training():
+    torch.manual_seed(8)
+    model = GPT(TINY.model_copy(update={"dropout": 0.5}))
+    assert not torch.equal(model(tokens()), model(tokens()))
+    model.eval()
+    assert torch.equal(model(tokens()), model(tokens()))
+
+
+def test_too_long_input_is_refused_with_both_lengths():
+    with pytest.raises(ValueError, match="25 tokens do not fit the model's context_length of 24"):
+        GPT(TINY)(tokens(length=25))
+
+
+def test_the_mask_is_not_saved_and_the_output_table_is_tied():
+    model = GPT(TINY)
+    assert "causal_mask" not in model.state_dict()
+    assert model.lm_head.weight is model.token_embedding.weight
