@@ -1,0 +1,73 @@
+"""Next-token loss, and evaluation over a split."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptmini.training.runtime import Runtime
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, T, V) against target ids (B, T): a float32 scalar, nats per token.
+
+    A model that knows nothing pays ln V:
+
+    >>> next_token_loss(torch.zeros(2, 3, 65), torch.zeros(2, 3, dtype=torch.int64))
+    tensor(4.1744)
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """The loss of a whole text, in bits per byte: what an ideal compressor with this model would need.
+
+    >>> bits_per_byte(math.log(2) * 300, text_bytes=100)
+    3.0
+    """
+    return nats / math.log(2) / max(1, text_bytes)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text."""
+
+    loss: float
+    """Nats per token: comparable between models that share a tokenizer."""
+    bits_per_byte: float
+    """Bits per byte of text: comparable between any two models."""
+    tokens: int
+    """Number of tokens predicted."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): as unsure as a fair choice between this many tokens."""
+        return math.exp(self.loss)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    count_bytes: Callable[[Tensor], int],
+    runtime: Runtime,
+) -> Evaluation:
+    """The model's loss over all `batches` of (inputs, targets), without dropout, in a fixed order.
+
+    `count_bytes` says how many bytes of text the targets stand for. Uses no randomness, so evaluating more
+    or less often changes nothing in training.
+    """
+    training = model.training
+    model.eval()
+    nats, tokens, text_bytes = 0.0, 0, 0
+    for inputs, targets in batches:
+        with runtime.autocast():
+            logits = model(runtime.place(inputs))
+        nats += next_token_loss(logits, runtime.place(targets)).item() * targets.numel()
+        tokens += targets.numel()
+        text_bytes += count_bytes(targets)
+    model.train(training)
+    return Evaluation(nats / tokens, bits_per_byte(nats, text_bytes), tokens)

@@ -1,0 +1,107 @@
+"""What a run reports: metrics.jsonl for programs, the progress bar or plain lines for people."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gptmini.checkpoint.durable import LineFile, keep_lines
+
+
+class Metrics:
+    """Writes one JSON object a line, and shows progress: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(
+        self, path: Path, first_step: int, max_steps: int, tokens_per_step: int, quiet: bool
+    ) -> None:
+        """Open `path` to go on after `first_step`; later lines and a last one torn by a crash are dropped."""
+        keep_lines(path, lambda line: json.loads(line)["step"] <= first_step)
+        earlier = list(read_metrics(path))
+        self._lines = LineFile(path)
+        self._max_steps = max_steps
+        self._tokens_per_step = tokens_per_step
+        self._quiet = quiet
+        self._started = time.perf_counter() - (earlier[-1]["elapsed_seconds"] if earlier else 0.0)
+        self._steps, self._seconds = 0, 0.0  # since the last train line
+        self._bar = tqdm(
+            total=max_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+
+    def count_step(self, seconds: float) -> None:
+        """Take note of a training step, for tokens per second and the bar."""
+        self._steps += 1
+        self._seconds += seconds
+        self._bar.update()
+
+    def log(
+        self,
+        step: int,
+        split: str,
+        loss: float,
+        bits_per_byte: float,
+        lr: float | None = None,
+        grad_norm: float | None = None,
+    ) -> None:
+        """Write a line to metrics.jsonl and show it.
+
+        loss is in nats per token; tokens counts training tokens since step 0; tokens_per_second is over the
+        training steps since the last train line; elapsed_seconds runs on over all sessions of a run.
+        """
+        tokens_per_second = self._steps * self._tokens_per_step / self._seconds if self._steps else 0.0
+        line = {
+            "step": step,
+            "split": split,
+            "loss": loss,
+            "bits_per_byte": bits_per_byte,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens": step * self._tokens_per_step,
+            "tokens_per_second": round(tokens_per_second, 1),
+            "elapsed_seconds": round(time.perf_counter() - self._started, 3),
+        }
+        self._lines.append(json.dumps(line))
+        if split == "train":
+            self._steps, self._seconds = 0, 0.0
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        if split != "train" or self._bar.disable:
+            speed = f"  {tokens_per_second:,.0f} tokens/s" if split == "train" else ""
+            width = len(str(self._max_steps))
+            self.say(
+                f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}  "
+                f"{bits_per_byte:.4f} bits/byte{speed}"
+            )
+
+    def say(self, text: str) -> None:
+        """Show a line, above the bar where there is one."""
+        if not self._quiet:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def sync(self) -> None:
+        """Make what is logged so far outlive a power loss."""
+        self._lines.sync()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        self._lines.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a metrics.jsonl, in order; a torn last line is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)

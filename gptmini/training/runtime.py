@@ -1,0 +1,154 @@
+"""The machine: device, number format, threads, signals. The one place that asks what there is."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+
+from gptmini.config import RuntimeConfig
+from gptmini.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a run computes on, resolved: no `auto` is left."""
+
+    device: torch.device
+    precision: str
+    threads: int
+    compile: bool
+
+    def autocast(self) -> torch.autocast:
+        """The forward pass in the run's number format; weights, gradients and loss stay float32."""
+        dtype = DTYPES[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A CPU tensor on the run's device; to CUDA without waiting for the copy."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss so that float16 gradients do not underflow; does nothing in other formats."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def environment(self) -> dict[str, str]:
+        """Everything outside the config that the bits of a result depend on."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        return {
+            "torch": torch.__version__,
+            "device": f"{self.device.type} ({name})",
+            "precision": self.precision,
+            "threads": str(self.threads),
+            "compile": str(self.compile).lower(),
+        }
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        return f"{self.environment()['device']}, {self.precision}{threads}, torch {torch.__version__}"
+
+
+def start_runtime(config: RuntimeConfig) -> Runtime:
+    """Resolve what is `auto`, set the process up for it, and say what was chosen.
+
+    Raises UserError where the config asks for what this machine does not have.
+    """
+    device = find_device(config.device)
+    if config.precision == "fp16" and device.type != "cuda":
+        raise UserError(f"runtime.precision = fp16 needs a CUDA device, not {device}; use fp32 or bf16")
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: float32 range, 10 mantissa bits, tensor cores
+    precision = _fastest_precision(device) if config.precision == "auto" else config.precision
+    return Runtime(device, precision, torch.get_num_threads(), config.compile)
+
+
+def seed_everything(*key: int) -> None:
+    """Seed PyTorch's generators with a number that depends on all of `key` and on nothing else.
+
+    Called with (seed, step, micro step) before each forward pass, it makes dropout a function of the step:
+    no generator state needs to be saved, and nothing else that draws random numbers can shift it.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA, else MPS, else the CPU. UserError where it is absent."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name} was asked for, but this machine has {_cuda_devices()}; use cpu or auto"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device mps was asked for, but this machine has no Apple GPU; use cpu or auto")
+    return device
+
+
+def cpu_name() -> str:
+    """The processor's instruction set as PyTorch uses it, such as AVX2: two machines of one set agree."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _cuda_devices() -> str:
+    count = torch.cuda.device_count()
+    return f"{count} CUDA device{'s' if count > 1 else ''}" if count else "none that PyTorch can use"
+
+
+def _fastest_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies it; emulated bf16 is many times slower than float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "fp32"
+
+
+class StopSignal:
+    """Whether SIGINT (Ctrl-C) or SIGTERM has come; a second one ends the process at once.
+
+    That is safe at any instant: every file is written whole or not at all.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+    def __str__(self) -> str:
+        return self.received or "no signal"
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """Catch SIGINT and SIGTERM inside the block (in the main thread; elsewhere nothing can)."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {s: signal.signal(s, stop._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,104 @@
+"""Where a run begins: random weights, another model's weights, or its own last checkpoint."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from gptmini.checkpoint.store import CheckpointStore, TrainingState, load
+from gptmini.config import Config, GPTConfig, ModelConfig
+from gptmini.data.token_file import TokenData, prepare
+from gptmini.errors import UserError
+from gptmini.model import GPT
+
+
+def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
+    """Keep a run off another one's folder: UserError unless it resumes, InUseError while one is at work."""
+    if (store.run_folder / "config.yaml").exists():
+        with store.lock():
+            pass
+        if not resume:
+            raise UserError(
+                f"train.out_dir = {store.run_folder}: holds a run already; "
+                "go on with it by --resume, or choose another folder"
+            )
+
+
+def build_model_and_data(config: Config, quiet: bool) -> tuple[GPT, TokenData]:
+    """The first weights and the tokenized corpus; the two share a tokenizer.
+
+    With `train.init_from`, weights and tokenizer come from there (positions past a shorter
+    `model.context_length` are dropped); otherwise the weights are random, decided by `train.seed` alone.
+    """
+    length = config.model.context_length
+    if config.train.init_from is None:
+        data = prepare(config.data, config.tokenizer, length, quiet)
+        torch.manual_seed(config.train.seed)
+        return GPT(GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())), data
+
+    source, tokenizer = load(config.train.init_from)
+    data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
+    wanted = GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())
+    for key in ("vocab_size", "n_layer", "n_head", "n_embd", "bias"):
+        given, needed = getattr(wanted, key), getattr(source.config, key)
+        if given != needed:
+            name = "the tokenizer's vocab_size" if key == "vocab_size" else f"model.{key}"
+            raise UserError(f"{name} = {given}, but train.init_from = {config.train.init_from} has {needed}")
+    if length > source.config.context_length:
+        raise UserError(
+            f"model.context_length = {length}: train.init_from = {config.train.init_from} has positions for "
+            f"{source.config.context_length} tokens only"
+        )
+    model = GPT(wanted)
+    weights = source.state_dict()
+    weights["position_embedding.weight"] = weights["position_embedding.weight"][:length]
+    model.load_state_dict(weights)
+    return model, data
+
+
+def check_resumable(
+    saved: TrainingState, config: Config, data: TokenData, environment: dict[str, str]
+) -> str | None:
+    """Hold a checkpoint against what it is to go on with.
+
+    Returns None where the run goes on bit for bit, else a line that says why it does not. Raises UserError,
+    naming what changed, where going on would make no sense.
+    """
+    now, then = dict(_flatten(config.model_dump(mode="json"))), dict(_flatten(saved.config))
+    changed = [key for key in now if now[key] != then.get(key)]
+    fixed = [f"model.{key}" for key in ModelConfig.model_fields if key not in ("dropout", "attention")]
+    for key in [*fixed, "optim.optimizer"]:
+        if key in changed:
+            raise UserError(
+                f"{key} = {now[key]}, but the run was started with {then.get(key)}; "
+                "resume with that, or start a run in another folder"
+            )
+    if data.tokenizer.digest != saved.tokenizer_digest:
+        raise UserError("the tokenizer is not the one that the run was started with; start a run elsewhere")
+    if data.digest != saved.data_digest:
+        raise UserError(
+            f"data.corpus = {config.data.corpus}: text or split are not what the run was started with; "
+            "put the old text back, or start a run in another folder with train.init_from"
+        )
+    reasons = [f"{key} was {then.get(key)} and is now {now[key]}" for key in changed if _decides_bits(key)]
+    reasons += [
+        f"{key} was {saved.environment.get(key)} and is now {value}"
+        for key, value in environment.items()
+        if saved.environment.get(key) != value
+    ]
+    return "resumed, but not bit for bit, because " + "; ".join(reasons) if reasons else None
+
+
+def _decides_bits(key: str) -> bool:
+    """Whether a config key decides the weights; the rest is reporting, or stands in the environment."""
+    reporting = ("out_dir", "init_from", "keep_checkpoints")
+    section, _, name = key.partition(".")
+    return section not in ("data", "tokenizer", "runtime") and not (
+        name.endswith(("_interval", "_patience", "eval_tokens")) or name in reporting
+    )
+
+
+def _flatten(sections: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, keys in sections.items():
+        for key, value in keys.items():
+            yield f"{section}.{key}", value

@@ -1,0 +1,225 @@
+"""The training loop: batches in, weights out."""
+
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gptmini.checkpoint.durable import write_file
+from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
+from gptmini.config import Config, dump_config
+from gptmini.data.token_file import TokenData, Windows, validation_batches
+from gptmini.errors import DivergedError, Stopped
+from gptmini.generate import generate_text
+from gptmini.model import GPT
+from gptmini.training.loss import bits_per_byte, evaluate, next_token_loss
+from gptmini.training.metrics import Metrics
+from gptmini.training.optim import (
+    build_optimizers,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from gptmini.training.plan import plan
+from gptmini.training.runtime import Runtime, StopSignal, seed_everything, start_runtime, stop_signal
+from gptmini.training.start import build_model_and_data, check_resumable, refuse_used_folder
+
+
+def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
+    """Train by `config` into the run folder `config.train.out_dir`; with `resume`, go on where it stands.
+
+    Raises UserError for what cannot be trained (before anything is written to the run folder), DivergedError,
+    DamagedError, InUseError, and Stopped when a signal came and everything was saved.
+    """
+    runtime = start_runtime(config.runtime)
+    store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
+    refuse_used_folder(store, resume)
+    model, data = build_model_and_data(config, quiet)
+    with store.lock(), stop_signal() as stop:
+        store.clean()
+        trainer = Trainer(config, runtime, model, data, store)
+        notes = trainer.restore()
+        write_file(store.run_folder / "config.yaml", dump_config(config).encode())
+        path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
+        with Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
+            for line in (runtime, plan(config, model.config, len(data.train)), *notes):
+                metrics.say(str(line))
+            trainer.run(metrics, stop)
+            metrics.say(trainer.summary())
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step tells: mean loss in nats per token, the same per byte, gradient norm, time."""
+
+    loss: float
+    bits_per_byte: float
+    grad_norm: float
+    seconds: float
+
+
+class Trainer:
+    """A model, its optimizers, and how far they have come."""
+
+    def __init__(
+        self, config: Config, runtime: Runtime, model: GPT, data: TokenData, store: CheckpointStore
+    ) -> None:
+        self.config, self.runtime, self.data, self.store = config, runtime, data, store
+        self.model = model.to(runtime.device).train()
+        self.optimizers = build_optimizers(self.model, config.optim)
+        self.scaler = runtime.grad_scaler()
+        self.windows = Windows(data.train, config.model.context_length, config.train.seed)
+        self.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
+        self.tokens_per_step = config.train.batch_size * config.model.context_length
+        self.step = 0  # optimizer steps taken
+        self.val_loss: float | None = None  # of the weights as they stand
+        self.best_val_loss: float | None = None
+        self.best_step: int | None = None
+        self.evaluations_since_best = 0
+        if runtime.compile:
+            self.model.compile()
+
+    def run(self, metrics: Metrics, stop: StopSignal) -> None:
+        """Train to the last step: set the rate, take the step, log, evaluate, sample, save."""
+        train = self.config.train
+        while not self.finished():
+            self.step += 1
+            factor = learning_rate_factor(self.config.optim, self.step, train.max_steps)
+            set_learning_rate(self.optimizers, factor)
+            result = self.train_step()
+            metrics.count_step(result.seconds)
+            if self.due(train.log_interval):
+                lr = factor * self.config.optim.lr
+                metrics.log(self.step, "train", result.loss, result.bits_per_byte, lr, result.grad_norm)
+            is_best = self.due(train.eval_interval, or_last=True) and self.evaluate(metrics)
+            if self.due(train.sample_interval):
+                self.sample(metrics)
+            if is_best or stop or self.finished() or self.due(train.checkpoint_interval):
+                self.save(metrics)
+            if stop and not self.finished():
+                raise Stopped(f"stopped by {stop} after step {self.step}; go on with --resume")
+            self.val_loss = None  # the next step changes the weights
+
+    def train_step(self) -> StepResult:
+        """Accumulate the gradient of one global batch and update the weights.
+
+        Raises DivergedError, before the update, where the loss or the gradient norm is not finite.
+        """
+        started = time.perf_counter()
+        starts = self.windows.starts(self.step - 1, self.config.train.batch_size)  # (batch_size,)
+        micro_batches = starts.reshape(-1, self.micro_batch_size)
+        loss, text_bytes = torch.zeros((), device=self.runtime.device), 0
+        for i, micro_starts in enumerate(micro_batches):
+            inputs, targets = self.windows.batch(micro_starts)  # (micro_batch_size, T)
+            seed_everything(self.config.train.seed, self.step, i)  # dropout is a function of the step
+            with self.runtime.autocast():
+                logits = self.model(self.runtime.place(inputs))  # (micro_batch_size, T, V)
+            micro_loss = next_token_loss(logits, self.runtime.place(targets)) / len(micro_batches)
+            self.scaler.scale(micro_loss).backward()
+            loss += micro_loss.detach()
+            text_bytes += self.data.count_bytes(targets)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        limit = self.config.optim.grad_clip or math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.stop_if_diverged(loss.item(), grad_norm.item(), starts)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad()
+        self.scaler.update()
+        bits = bits_per_byte(loss.item() * self.tokens_per_step, text_bytes)
+        return StepResult(loss.item(), bits, grad_norm.item(), time.perf_counter() - started)
+
+    def stop_if_diverged(self, loss: float, grad_norm: float, starts: np.ndarray) -> None:
+        """Raise DivergedError where a number is not finite; the weights are then still the last good ones.
+
+        A float16 gradient may overflow: the scaler then skips the update and scales less.
+        """
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+            return
+        windows = ", ".join(str(start) for start in starts[:8]) + (", ..." if len(starts) > 8 else "")
+        raise DivergedError(
+            f"training diverged at step {self.step}: loss {loss}, gradient norm {grad_norm}; "
+            f"the batch was the windows at training tokens {windows}. The update was not made and the last "
+            "checkpoint is untouched: try a lower learning rate, more optim.warmup_steps or fp32"
+        )
+
+    def evaluate(self, metrics: Metrics) -> bool:
+        """Measure the validation split; returns whether it is the best so far."""
+        train = self.config.train
+        length = self.config.model.context_length
+        batches = validation_batches(self.data.val, length, self.micro_batch_size, train.eval_tokens)
+        result = evaluate(self.model, batches, self.data.count_bytes, self.runtime)
+        metrics.log(self.step, "val", result.loss, result.bits_per_byte)
+        self.val_loss = result.loss
+        is_best = self.best_val_loss is None or result.loss < self.best_val_loss
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        if is_best:
+            self.best_val_loss, self.best_step = result.loss, self.step
+        return is_best
+
+    def sample(self, metrics: Metrics) -> None:
+        """Show what the model writes now; the same seed each time, so that only the weights differ."""
+        seed = self.config.train.seed
+        (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
+        metrics.say(f"step {self.step} writes:\n{text}\n")
+
+    def save(self, metrics: Metrics) -> None:
+        """Commit a checkpoint of the weights, the optimizers and the step."""
+        metrics.sync()
+        state = TrainingState(
+            step=self.step,
+            tokens=self.step * self.tokens_per_step,
+            val_loss=self.val_loss,
+            best_val_loss=self.best_val_loss,
+            best_step=self.best_step,
+            evaluations_since_best=self.evaluations_since_best,
+            grad_scaler=self.scaler.state_dict() or None,
+            config=self.config.model_dump(mode="json"),
+            data_digest=self.data.digest,
+            tokenizer_digest=self.data.tokenizer.digest,
+            environment=self.runtime.environment(),
+        )
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        optimizer = optimizer_tensors(self.model, self.optimizers)
+        checkpoint = Checkpoint(self.step, weights, optimizer, state)
+        self.store.save(checkpoint, self.model.config, self.data.tokenizer)
+
+    def restore(self) -> list[str]:
+        """Go to where the newest good checkpoint stands, if any; returns what the user should know."""
+        checkpoint, notes = self.store.latest()
+        if checkpoint is None:
+            return notes
+        state = checkpoint.state
+        difference = check_resumable(state, self.config, self.data, self.runtime.environment())
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(checkpoint.model[name])
+        load_optimizer_tensors(self.model, self.optimizers, checkpoint.optimizer)
+        if state.grad_scaler:
+            self.scaler.load_state_dict(state.grad_scaler)
+        self.step, self.val_loss = state.step, state.val_loss
+        self.best_val_loss, self.best_step = state.best_val_loss, state.best_step
+        self.evaluations_since_best = state.evaluations_since_best
+        return [*notes, difference or f"resumed at step {self.step}"]
+
+    def summary(self) -> str:
+        """How the run ended."""
+        best = f"{self.best_val_loss:.4f} at step {self.best_step}"
+        return (
+            f"finished after step {self.step}; best validation loss {best}; saved in {self.store.run_folder}"
+        )
+
+    def due(self, interval: int | None, *, or_last: bool = False) -> bool:
+        """Whether something done every `interval` steps is to be done after this one."""
+        at_last = or_last and self.step == self.config.train.max_steps
+        return at_last or (interval is not None and self.step % interval == 0)
+
+    def finished(self) -> bool:
+        """Whether the run is over: all steps taken, or too long without a new best."""
+        patience = self.config.train.early_stop_patience
+        out_of_patience = patience is not None and self.evaluations_since_best >= patience
+        return out_of_patience or self.step >= self.config.train.max_steps

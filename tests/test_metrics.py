@@ -1,0 +1,56 @@
+import json
+
+from gptmini.training.metrics import Metrics, read_metrics
+
+KEYS = ["step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_second", "elapsed_seconds"]
+
+
+def log_steps(path, steps, first_step=0):
+    with Metrics(path, first_step, max_steps=10, tokens_per_step=100, quiet=True) as metrics:
+        for step in steps:
+            metrics.count_step(0.5)
+            metrics.log(step, "train", 2.0 / step, 1.0 / step, lr=0.1, grad_norm=1.0)
+
+
+def test_a_line_has_the_documented_keys_and_true_figures(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, [1, 2])
+    lines = list(read_metrics(path))
+    assert [list(line) for line in lines] == [KEYS, KEYS]
+    assert lines[1]["tokens"] == 200
+    assert lines[1]["tokens_per_second"] == 200.0
+
+
+def test_lines_past_the_resumed_step_and_a_torn_last_line_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, [1, 2, 3, 4])
+    path.write_bytes(path.read_bytes() + b'{"step": 5, "spl')
+    log_steps(path, [3, 4], first_step=2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_elapsed_seconds_run_on_after_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, [1])
+    line = json.loads(path.read_text()) | {"elapsed_seconds": 1000.0}
+    path.write_text(json.dumps(line) + "\n")
+    log_steps(path, [2], first_step=1)
+    assert list(read_metrics(path))[1]["elapsed_seconds"] >= 1000.0
+
+
+def test_without_a_terminal_plain_lines_are_printed(tmp_path, capsys):
+    with Metrics(tmp_path / "metrics.jsonl", 0, 10, 100, quiet=False) as metrics:
+        metrics.count_step(0.5)
+        metrics.log(1, "train", 2.0, 1.0, lr=0.1, grad_norm=1.0)
+        metrics.log(1, "val", 3.0, 1.5)
+    out, err = capsys.readouterr()
+    assert out == (
+        "step  1/10  train  loss 2.0000  1.0000 bits/byte  200 tokens/s\n"
+        "step  1/10  val    loss 3.0000  1.5000 bits/byte\n"
+    )
+    assert err == ""
+
+
+def test_quiet_prints_nothing(tmp_path, capsys):
+    log_steps(tmp_path / "metrics.jsonl", [1])
+    assert capsys.readouterr() == ("", "")

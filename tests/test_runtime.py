@@ -1,0 +1,88 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from gptmini.config import RuntimeConfig
+from gptmini.errors import UserError
+from gptmini.training.runtime import find_device, seed_everything, start_runtime, stop_signal
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("name", ["cuda", "cuda:3"])
+def test_an_absent_cuda_device_is_a_user_error(name):
+    with pytest.raises(UserError, match=f"device {name} was asked for, but this machine has none"):
+        find_device(name)
+
+
+def test_fp16_without_cuda_is_a_user_error():
+    with pytest.raises(UserError, match=r"runtime\.precision = fp16 needs a CUDA device"):
+        start_runtime(RuntimeConfig(device="cpu", precision="fp16"))
+
+
+def test_auto_leaves_nothing_open():
+    runtime = start_runtime(RuntimeConfig())
+    assert runtime.precision in ("fp32", "bf16")
+    assert runtime.threads == torch.get_num_threads()
+    assert str(runtime.threads) == runtime.environment()["threads"]
+
+
+def test_the_forward_pass_runs_in_the_chosen_precision():
+    a = torch.ones(4, 4)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with start_runtime(RuntimeConfig(device="cpu", precision=precision)).autocast():
+            assert (a @ a).dtype == dtype
+
+
+def test_seeding_depends_on_every_part_of_the_key_and_on_nothing_else():
+    def draw(*key):
+        seed_everything(*key)
+        return torch.rand(3).tolist()
+
+    first = draw(1, 2, 3)
+    torch.rand(7)
+    assert draw(1, 2, 3) == first
+    assert first not in (draw(0, 2, 3), draw(1, 3, 3), draw(1, 2, 4), draw(12, 3), draw(1, 23))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_the_old_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with stop_signal() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert str(stop) == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = (
+        "import os, signal\n"
+        "from gptmini.training.runtime import stop_signal\n"
+        "with stop_signal():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('first', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('second', flush=True)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "first\n"
+    assert result.returncode == 128 + signal.SIGINT
+
+
+def test_stop_signal_works_in_threads_where_no_signal_can_be_caught():
+    seen = []
+
+    def body():
+        with stop_signal() as stop:
+            seen.append(bool(stop))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [False]

@@ -1,0 +1,291 @@
+"""The loop on a small corpus: exact resume, golden losses, best and latest, early stop, bad input."""
+
+import json
+import math
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptmini
+from gptmini.checkpoint.store import CheckpointStore
+from gptmini.config import Config
+from gptmini.errors import DivergedError, InUseError, Stopped, UserError
+from gptmini.training import trainer as trainer_module
+from gptmini.training.metrics import read_metrics
+from gptmini.training.trainer import Trainer, train
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A text with some structure: 200 sentences of a tiny grammar, the same on every machine."""
+    chooser = random.Random(0)
+    words = [["the cat", "a dog", "my bird"], ["sees", "likes", "hears"], ["the sea", "a tree", "old songs"]]
+    sentences = [" ".join(chooser.choice(part) for part in words) + ".\n" for _ in range(200)]
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(sentences), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_config(tmp_path, corpus):
+    def make(name="run", model=None, optim=None, train=None, runtime=None, tokenizer=None):
+        return Config.model_validate(
+            {
+                "model": {
+                    "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 8, "dropout": 0.1, **(model or {})
+                },
+                "data": {"corpus": str(corpus)},
+                "tokenizer": tokenizer or {"kind": "chars"},
+                "optim": {"warmup_steps": 2, **(optim or {})},
+                "train": {
+                    "out_dir": str(tmp_path / name), "max_steps": 6, "batch_size": 4, "eval_interval": 3,
+                    "log_interval": 1, "eval_tokens": 100, **(train or {}),
+                },
+                "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, **(runtime or {})},
+            }
+        )  # fmt: skip
+
+    return make
+
+
+def final_state(config):
+    """Weights, optimizer state and metrics of a run, without the times."""
+    checkpoint, _ = CheckpointStore(Path(config.train.out_dir), keep=1).latest()
+    lines = [
+        {k: v for k, v in line.items() if k not in ("elapsed_seconds", "tokens_per_second")}
+        for line in read_metrics(Path(config.train.out_dir) / "metrics.jsonl")
+    ]
+    return checkpoint, lines
+
+
+def assert_same_end(a, b):
+    (left, left_lines), (right, right_lines) = final_state(a), final_state(b)
+    assert left.step == right.step
+    for ours, theirs in ((left.model, right.model), (left.optimizer, right.optimizer)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert left_lines == right_lines
+
+
+def stop_after(step, monkeypatch):
+    """Make SIGTERM arrive while the given step is being taken."""
+    original = Trainer.train_step
+
+    def train_step(self):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_three_steps_and_three_more_equal_six_bit_for_bit(
+    make_config, monkeypatch, optimizer, micro_batch_size
+):
+    options = {"optim": {"optimizer": optimizer}, "train": {"micro_batch_size": micro_batch_size}}
+    whole, halves = make_config("whole", **options), make_config("halves", **options)
+    train(whole, quiet=True)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(Stopped, match="stopped by SIGTERM after step 3"):
+            train(halves, quiet=True)
+    train(halves, resume=True, quiet=True)
+    assert_same_end(whole, halves)
+
+
+def test_evaluating_sampling_and_saving_more_often_changes_no_bit(make_config):
+    plain = make_config("plain", train={"eval_interval": 6})
+    busy = make_config(
+        "busy", train={"eval_interval": 1, "sample_interval": 2, "checkpoint_interval": 1, "log_interval": 3}
+    )
+    train(plain, quiet=True)
+    train(busy, quiet=True)
+    (a, _), (b, _) = final_state(plain), final_state(busy)
+    assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
+
+
+def test_accumulating_micro_batches_is_the_same_training(make_config):
+    whole = make_config("whole", model={"dropout": 0.0})
+    parts = make_config("parts", model={"dropout": 0.0}, train={"micro_batch_size": 1})
+    train(whole, quiet=True)
+    train(parts, quiet=True)
+    for a, b in zip(final_state(whole)[1], final_state(parts)[1], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+def test_a_finished_run_resumes_as_a_no_op(make_config):
+    config = make_config()
+    train(config, quiet=True)
+    folder = Path(config.train.out_dir)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    train(config, resume=True, quiet=True)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_golden_losses_of_twenty_steps(make_config):
+    """The first 20 losses are pinned, so that no refactoring changes the training unnoticed.
+
+    If this fails: did you mean to change the data order, initialisation, dropout seeding or optimizer? Then
+    say so in the changelog and write the new losses into tests/golden/losses.json. Otherwise it is a bug.
+    """
+    losses = {}
+    for optimizer in ("adamw", "muon"):
+        config = make_config(optimizer, optim={"optimizer": optimizer}, train={"max_steps": 20})
+        train(config, quiet=True)
+        losses[optimizer] = [m["loss"] for m in final_state(config)[1] if m["split"] == "train"]
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    for optimizer, expected in golden.items():
+        # other processors round differently; a changed algorithm is off by far more
+        assert losses[optimizer] == pytest.approx(expected, abs=2e-4), f"{optimizer}: {losses[optimizer]}"
+
+
+def test_training_learns(make_config):
+    config = make_config(train={"max_steps": 150, "eval_interval": 150}, optim={"lr": 1e-2})
+    train(config, quiet=True)
+    _, lines = final_state(config)
+    assert lines[-1]["split"] == "val"
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(make_config):
+    config = make_config(
+        optim={"lr": 3.0, "schedule": "constant", "warmup_steps": 0},  # so high that training gets worse
+        train={"eval_interval": 1, "checkpoint_interval": 1, "keep_checkpoints": 1, "max_steps": 5},
+    )
+    train(config, quiet=True)
+    store = CheckpointStore(Path(config.train.out_dir), keep=1)
+    losses = {m["step"]: m["loss"] for m in final_state(config)[1] if m["split"] == "val"}
+    best = min(losses, key=losses.get)
+    assert best != 5
+    assert store.steps() == [best, 5]
+    assert store.best() == store.run_folder / "checkpoints" / f"step-{best:08d}"
+
+
+def test_patience_ends_the_run_early_and_for_good(make_config):
+    config = make_config(
+        optim={"lr": 3.0, "schedule": "constant", "warmup_steps": 0},
+        train={"eval_interval": 1, "early_stop_patience": 2, "max_steps": 50},
+    )
+    train(config, quiet=True)
+    checkpoint, lines = final_state(config)
+    assert checkpoint.step < 50
+    assert checkpoint.state.evaluations_since_best == 2
+    train(config, resume=True, quiet=True)
+    assert final_state(config)[1] == lines
+
+
+@pytest.mark.parametrize(("where", "value"), [("loss", math.nan), ("gradient", math.inf)])
+def test_a_number_that_is_not_finite_stops_before_the_update(make_config, monkeypatch, where, value):
+    config = make_config(train={"checkpoint_interval": 1, "max_steps": 6})
+    original, calls = trainer_module.next_token_loss, []
+
+    def spoiled(logits, targets):
+        calls.append(1)
+        loss = original(logits, targets)
+        if len(calls) < 4:
+            return loss
+        if where == "loss":
+            return loss * value
+        logits.register_hook(lambda gradient: gradient * value)
+        return loss
+
+    monkeypatch.setattr(trainer_module, "next_token_loss", spoiled)
+    with pytest.raises(DivergedError, match=r"diverged at step 4: .* windows at training tokens \d+, \d+"):
+        train(config, quiet=True)
+    checkpoint, _ = final_state(config)
+    assert checkpoint.step == 3
+    assert all(value.isfinite().all() for value in checkpoint.model.values())
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(make_config):
+    config = make_config()
+    train(config, quiet=True)
+    with pytest.raises(UserError, match=r"holds a run already; .*--resume"):
+        train(config, quiet=True)
+
+
+def test_a_second_process_in_the_run_folder_is_refused(make_config):
+    config = make_config()
+    train(config, quiet=True)
+    with CheckpointStore(Path(config.train.out_dir), keep=1).lock(), pytest.raises(InUseError):
+        train(config, resume=True, quiet=True)
+
+
+def test_a_corpus_shorter_than_a_window_leaves_no_run_folder(make_config, corpus):
+    corpus.write_text("short", encoding="utf-8")
+    config = make_config()
+    with pytest.raises(UserError, match="context_length"):
+        train(config, quiet=True)
+    assert not Path(config.train.out_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"n_layer": 3}}, r"model\.n_layer = 3, but the run was started with 2"),
+        ({"optim": {"optimizer": "muon"}}, r"optim\.optimizer = muon, but .* with adamw"),
+        ({"tokenizer": {"kind": "bytes"}}, "tokenizer"),
+    ],
+)
+def test_resuming_with_another_model_or_tokenizer_is_refused(make_config, change, message):
+    train(make_config(), quiet=True)
+    with pytest.raises(UserError, match=message):
+        train(make_config(**change), resume=True, quiet=True)
+
+
+def test_resuming_with_another_text_is_refused(make_config, corpus):
+    train(make_config(), quiet=True)
+    corpus.write_text(corpus.read_text(encoding="utf-8").replace("cat", "cow"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"data\.corpus = .* not what the run was started with"):
+        train(make_config(tokenizer={"kind": "chars"}), resume=True, quiet=True)
+
+
+def test_resuming_with_another_rate_says_that_bits_will_differ(make_config, capsys):
+    train(make_config(), quiet=True)
+    train(make_config(optim={"lr": 2e-3}, train={"max_steps": 8}), resume=True)
+    output = capsys.readouterr().out
+    assert "resumed, but not bit for bit, because" in output
+    assert "optim.lr was 0.001 and is now 0.002" in output
+
+
+def test_what_is_about_to_happen_is_printed_first(make_config, capsys):
+    train(make_config())
+    output = capsys.readouterr().out
+    for fact in ("fp32", "parameters", "training tokens", "32 tokens per step", "epochs", "MiB of memory"):
+        assert fact in output.split("step 1/6")[0]
+
+
+def test_a_run_can_start_from_another_runs_weights_with_a_shorter_context(make_config):
+    first = make_config("first")
+    train(first, quiet=True)
+    second = make_config(
+        "second", model={"context_length": 4}, train={"init_from": first.train.out_dir, "max_steps": 1},
+        optim={"lr": 1e-12},
+    )  # fmt: skip
+    train(second, quiet=True)
+    best, _ = gptmini.load(first.train.out_dir)
+    model, _ = gptmini.load(second.train.out_dir)
+    torch.testing.assert_close(model.position_embedding.weight, best.position_embedding.weight[:4])
+    torch.testing.assert_close(model.token_embedding.weight, best.token_embedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"n_embd": 32}, r"model\.n_embd = 32, but train\.init_from"),
+        ({"context_length": 9}, "positions for 8"),
+    ],
+)
+def test_starting_from_a_model_of_another_shape_is_refused(make_config, model, message):
+    first = make_config("first")
+    train(first, quiet=True)
+    with pytest.raises(UserError, match=message):
+        train(make_config("second", model=model, train={"init_from": first.train.out_dir}), quiet=True)
