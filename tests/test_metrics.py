@@ -2,7 +2,8 @@ import json
 
 from gptmini.training.metrics import Metrics, read_metrics
 
-KEYS = ["step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_second", "elapsed_seconds"]
+KEYS = ["step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens"]
+KEYS += ["tokens_per_second", "elapsed_seconds"]
 
 
 def log_steps(path, steps, first_step=0):

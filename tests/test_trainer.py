@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gptmini.checkpoint.store import CheckpointStore
 
 import gptmini
-from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
@@ -38,7 +38,8 @@ def make_config(tmp_path, corpus):
         return Config.model_validate(
             {
                 "model": {
-                    "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 8, "dropout": 0.1, **(model or {})
+                    "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 8, "dropout": 0.1,
+                    **(model or {}),
                 },
                 "data": {"corpus": str(corpus)},
                 "tokenizer": tokenizer or {"kind": "chars"},

@@ -29,8 +29,9 @@ class Plan:
         if self.parameters > 5 * self.corpus_tokens or self.epochs > 30:
             return (
                 f"the corpus is small for this run: {self.parameters:,} parameters see "
-                f"{self.corpus_tokens:,} tokens {self.epochs:.1f} times and may learn them by heart; more "
-                "text, a smaller model, fewer steps or model.dropout help, and the best checkpoint is kept anyway"
+                f"{self.corpus_tokens:,} tokens {self.epochs:.1f} times and may learn them by heart; "
+                "more text, a smaller model, fewer steps or model.dropout help, "
+                "and the best checkpoint is kept anyway"
             )
         return None
 
