@@ -178,8 +178,8 @@ class GPT(nn.Module):
             mask = self.causal_mask[:T, :T]  # (T, T)
         else:
             self._check_length(cache.length + T)
-            positions = cache.positions(T)  # (B, T), or (T,) where all rows are equally long
-            mask = cache.mask(self.causal_mask, positions)  # the rows of these positions, (.., T, S)
+            positions = cache.advance(T)  # (T,), or (B, T) where rows differ in length
+            mask = cache.mask(self.causal_mask)  # the rows of these positions: (T, S) or (B, 1, T, S)
         # Broadcasting: each of the B rows of (B, T, C) gets the same (T, C) positions added.
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, C)
         for i, block in enumerate(self.blocks):

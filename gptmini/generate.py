@@ -1,0 +1,354 @@
+"""From a prompt to text, one token at a time, under inference_mode.
+
+What is generated is defined without the cache: the next token is chosen from the logits of the last
+position of a window of the text. The window is the whole text while that fits the model's context; when it
+does not, the window's start jumps so that half a context stays (`window_start`), because learned absolute
+positions cannot slide. A cache (kv_cache.py) computes the same with less work.
+"""
+
+import codecs
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from gptmini.data.tokenizer import Tokenizer
+from gptmini.errors import UserError
+from gptmini.kv_cache import KVCache
+from gptmini.model import GPT
+from gptmini.sampling import Sampling, build_sampling
+
+SAMPLES_AT_ONCE = 16  # rows of one batch in generate_text: more gain little speed and need more memory
+
+
+@overload
+def generate(
+    model: GPT,
+    tokens: Tensor,
+    *,
+    max_new_tokens: int,
+    seed: int | None = None,
+    stop_token: int | None = None,
+    use_cache: bool = True,
+    **sampling: float | None,
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: GPT,
+    tokens: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    seed: int | None = None,
+    stop_token: int | None = None,
+    use_cache: bool = True,
+    **sampling: float | None,
+) -> list[list[int]]: ...
+
+
+def generate(
+    model: GPT,
+    tokens: Tensor | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    seed: int | None = None,
+    stop_token: int | None = None,
+    use_cache: bool = True,
+    **sampling: float | None,
+) -> Tensor | list[list[int]]:
+    """Continue every row of `tokens`, int64 (B, T); returns (B, T + n), n <= max_new_tokens, prompt included.
+
+    A row ends early with `stop_token`, and is filled up with it. Prompts of unequal length are given as
+    lists of ids, and come back as lists. `sampling` takes the fields of `sampling.Sampling`: temperature,
+    top_k, top_p, min_p, repetition_penalty.
+
+    A row's text depends on its own prompt and the seed, not on the rest of the batch; copies of one prompt
+    are numbered, and copy k draws with seed + k. Without a seed every call is different.
+
+    Raises UserError for prompts that are empty, longer than the context or outside the vocabulary, and for
+    impossible options.
+    """
+    prompts = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    rows: list[list[int]] = [[] for _ in prompts]
+    for token in generate_tokens(
+        model,
+        prompts,
+        build_sampling(**sampling),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        is_end=lambda row, token: token == stop_token,
+        use_cache=use_cache,
+    ):
+        rows[token.row].append(token.id)
+    if not isinstance(tokens, Tensor):
+        return [[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)]
+    n = max(map(len, rows), default=0)
+    new = torch.tensor(
+        [row + [stop_token or 0] * (n - len(row)) for row in rows], dtype=torch.int64
+    )  # (B, n)
+    return torch.cat((tokens, new.view(-1, n).to(tokens.device)), dim=1)  # (B, T + n)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token: `id`, continuing prompt number `row`, chosen from `logits` (V,)."""
+
+    row: int
+    id: int
+    logits: Tensor
+
+    @property
+    def log_probability(self) -> float:
+        """What the model gives this token, in nats, before temperature and the other options."""
+        return self.logits.log_softmax(dim=-1)[self.id].item()
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    seed: int | None = None,
+    is_end: Callable[[int, int], bool] = lambda row, token: False,
+    use_cache: bool = True,
+) -> Iterator[Token]:
+    """Continue all prompts together, yielding each new token of each row as it comes.
+
+    A row ends after max_new_tokens, or with the first token for which `is_end(row, token id)`.
+    """
+    _check(model, prompts, max_new_tokens, seed)
+    rows = {number: list(prompt) for number, prompt in enumerate(prompts)}
+    uniform = _row_generators(prompts, seed)
+    capacity = min(max(map(len, prompts), default=0) + max_new_tokens, model.config.context_length)
+    cache = KVCache(model, len(rows), capacity) if use_cache else None
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            if not rows:
+                return
+            texts = list(rows.values())
+            logits = model.lm_head(last_features(model, texts, cache)).float()  # (B, V)
+            draws = [uniform[number].random() for number in rows]  # (B,)
+            chosen = sampling.choose(logits, texts, draws).tolist()
+            ended = []
+            for i, (number, token) in enumerate(zip(list(rows), chosen, strict=True)):
+                rows[number].append(token)
+                if is_end(number, token):
+                    ended.append(number)
+                yield Token(number, token, logits[i])
+            if ended:
+                if cache is not None:
+                    cache = cache.select([i for i, number in enumerate(rows) if number not in ended])
+                for number in ended:
+                    del rows[number]
+    finally:
+        model.train(was_training)
+
+
+def last_features(model: GPT, rows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
+    """The residual stream (B, C) at the last token of each row, where the next token's logits come from.
+
+    A cache is used where it holds the row's window but for the last token, and filled where it does not: at
+    the start, and when the window has jumped.
+    """
+    device = model.position_embedding.weight.device
+    windows = [row[window_start(len(row), model.config.context_length) :] for row in rows]
+    if cache is None:
+        return torch.cat(
+            [model.features(torch.tensor(windows[a:b], device=device))[:, -1] for a, b in _runs(windows)]
+        )
+    for a, b in _runs(windows):
+        past = len(windows[a]) - 1
+        if cache.lengths[a:b] != [past] * (b - a):
+            part = cache.rows(a, b)
+            if past:
+                model.features(torch.tensor(windows[a:b], device=device)[:, :-1], part)
+            cache.lengths[a:b] = part.lengths
+    last = torch.tensor([[window[-1]] for window in windows], device=device)  # (B, 1)
+    return model.features(last, cache)[:, -1]
+
+
+def window_start(length: int, context_length: int) -> int:
+    """Where the window starts in a text of `length` tokens.
+
+    At 0 while the text fits; then it jumps, so that half a context is left to look at and half to fill:
+
+    >>> [window_start(length, 8) for length in (1, 8, 9, 13, 14, 19)]
+    [0, 0, 5, 5, 10, 15]
+    >>> [length - window_start(length, 8) for length in range(6, 16)]  # tokens in the window
+    [6, 7, 8, 4, 5, 6, 7, 8, 4, 5]
+    """
+    kept = max(1, context_length // 2)
+    jump = context_length + 1 - kept
+    return max(0, -(-(length - context_length) // jump)) * jump
+
+
+def _runs(windows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Neighbouring windows of equal length, as (start, stop): they go through the model together."""
+    runs, start = [], 0
+    for _, group in groupby(windows, len):
+        stop = start + len(list(group))
+        runs.append((start, stop))
+        start = stop
+    return runs
+
+
+def generate_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    truncate_prompt: bool = False,
+    **sampling: float | None,
+) -> Iterator[str]:
+    """Texts that continue `prompt`, one per sample, prompt included; sample k draws with seed + k.
+
+    A text ends before its end-of-text token or before the first of the `stop` strings. An empty prompt
+    starts from end of text. Raises UserError as `generate` does; with `truncate_prompt`, of a prompt longer
+    than the context only the last tokens are read.
+    """
+    ids = encode_prompt(model, tokenizer, prompt, truncate_prompt)
+    for first in range(0, num_samples, SAMPLES_AT_ONCE):
+        batch = [ids] * min(SAMPLES_AT_ONCE, num_samples - first)
+        texts = [GeneratedText(tokenizer, stop) for _ in batch]
+        for _ in generate_tokens(
+            model,
+            batch,
+            build_sampling(no_repeat_token=tokenizer.end_of_text, **sampling),
+            max_new_tokens=max_new_tokens,
+            seed=None if seed is None else seed + first,
+            is_end=lambda row, token: texts[row].add(token),  # noqa: B023  # called in this loop only
+        ):
+            pass
+        for text in texts:
+            yield prompt + text.rest()
+
+
+def stream(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    truncate_prompt: bool = False,
+    **sampling: float | None,
+) -> Iterator[str]:
+    """The same text as the first of `generate_text`, without the prompt, in pieces as they are generated.
+
+    A piece never ends inside a character, and never holds the beginning of a stop string that comes true.
+    """
+    text = GeneratedText(tokenizer, stop)
+    for _ in generate_tokens(
+        model,
+        [encode_prompt(model, tokenizer, prompt, truncate_prompt)],
+        build_sampling(no_repeat_token=tokenizer.end_of_text, **sampling),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        is_end=lambda row, token: text.add(token),
+    ):
+        if piece := text.take():
+            yield piece
+    if piece := text.rest():
+        yield piece
+
+
+def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool) -> list[int]:
+    """The prompt's ids, at least one; with `truncate`, at most the last context_length of them."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        if tokenizer.end_of_text is None:
+            raise UserError(
+                "the prompt is empty, and this tokenizer has no end of text to start from: give one"
+            )
+        ids = [tokenizer.end_of_text]
+    return ids[-model.config.context_length :] if truncate else ids
+
+
+class GeneratedText:
+    """The text of one row: bytes of tokens joined to characters, and cut where a stop string begins."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        if "" in stop:
+            raise UserError("a stop string is empty, and would end every text at once: leave it out")
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.pending = ""  # decoded and not yet taken
+        self.ended = False
+
+    def add(self, token: int) -> bool:
+        """Join a token to the text; returns whether the text ends with it."""
+        if token == self.tokenizer.end_of_text:
+            return True
+        self.pending += self.characters.decode(self.tokenizer.decode_bytes([token]))
+        found = [place for stop in self.stop if (place := self.pending.find(stop)) >= 0]
+        if found:
+            self.pending, self.ended = self.pending[: min(found)], True
+        return self.ended
+
+    def take(self) -> str:
+        """The text that is certain by now, without what was taken before."""
+        held = 0 if self.ended else max((_overlap(self.pending, stop) for stop in self.stop), default=0)
+        cut = len(self.pending) - held
+        piece, self.pending = self.pending[:cut], self.pending[cut:]
+        return piece
+
+    def rest(self) -> str:
+        """What is left when no more tokens come; bytes of an unfinished character become U+FFFD."""
+        unfinished = "" if self.ended else self.characters.decode(b"", final=True)
+        piece, self.pending = self.pending + unfinished, ""
+        return piece
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last characters of `text` may be the beginning of `stop`.
+
+    >>> _overlap("the en", "end"), _overlap("the en", "new")
+    (2, 1)
+    """
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _check(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None) -> None:
+    vocab_size, context_length = model.config.vocab_size, model.config.context_length
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens = {max_new_tokens} must be at least 0")
+    if seed is not None and seed < 0:
+        raise UserError(f"seed = {seed} must be at least 0")
+    for prompt in prompts:
+        if not prompt:
+            raise UserError("a prompt holds no tokens: start from end of text, or from any one token")
+        if len(prompt) > context_length:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, but the model's context is {context_length}: shorten "
+                "it, or keep its end only (truncate_prompt)"
+            )
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < vocab_size:
+                raise UserError(f"token id {token} is outside the model's vocabulary of {vocab_size}")
+
+
+def _row_generators(prompts: Sequence[Sequence[int]], seed: int | None) -> dict[int, random.Random]:
+    """A random generator per row: Python's, whose numbers are the same on every device and version."""
+    copies: Counter[tuple[int, ...]] = Counter()
+    generators = {}
+    for number, prompt in enumerate(prompts):
+        generators[number] = random.Random(None if seed is None else seed + copies[tuple(prompt)])
+        copies[tuple(prompt)] += 1
+    return generators
