@@ -1,0 +1,350 @@
+"""Which checkpoints a run has: save, verify, latest, best, prune, lock; and `load` for everything that reads.
+
+A checkpoint is the folder of one step, `checkpoints/step-00001000/`: a Hugging Face GPT-2 directory, plus
+`training/` for going on, plus `manifest.json` with size and sha256 of every file. It is written beside its
+place, the manifest last, verified by reading it back, and renamed into place whole; only then do older ones
+go. So at every instant, and after a crash at any instant, what stands under a step's name is complete.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from gptmini.checkpoint import durable
+from gptmini.checkpoint.gpt2_files import (
+    FORMAT_VERSION,
+    config_from_gpt2,
+    from_gpt2,
+    generation_config,
+    gpt2_config,
+    to_gpt2,
+)
+from gptmini.checkpoint.plain_files import TensorFiles, json_bytes, read_json, tensor_file_pieces
+from gptmini.config import GPTConfig, Section, explain
+from gptmini.data.tokenizer import Tokenizer, load_tokenizer
+from gptmini.errors import DamagedError, UserError
+from gptmini.model import GPT, causal_mask
+
+_MANIFEST = "manifest.json"
+_STEP_FOLDER = re.compile(r"step-(\d{8,18})")
+
+
+class TrainingState(Section):
+    """What a resumed run needs besides weights and optimizer state; training/state.json."""
+
+    format_version: int = FORMAT_VERSION
+    step: int = Field(ge=0, description="Optimizer steps taken.")
+    tokens: int = Field(ge=0, description="Tokens trained on so far.")
+    val_loss: float | None = Field(None, description="Validation loss at this step, if it was evaluated.")
+    best_val_loss: float | None = Field(None, description="The lowest validation loss so far.")
+    best_step: int | None = Field(None, ge=0, description="The step that had it.")
+    evaluations_since_best: int = Field(0, ge=0, description="For early stopping.")
+    grad_scaler: dict[str, float] | None = Field(None, description="State of the fp16 gradient scaler.")
+    config: dict[str, Any] = Field(description="The resolved config of the run.")
+    data_digest: str = Field(description="Digest of the token file.")
+    tokenizer_digest: str = Field(description="Digest of the tokenizer.")
+    environment: dict[str, str] = Field(description="What the bits depend on: torch version, threads, ...")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training run between two steps."""
+
+    step: int
+    model: dict[str, Tensor]
+    """GPT's state dict."""
+    optimizer: dict[str, Tensor]
+    """Optimizer state under flat names."""
+    state: TrainingState
+
+
+def load(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | None]:
+    """The model, in eval mode, and the tokenizer of a checkpoint.
+
+    `path` is a run folder (its best checkpoint, else its latest), one step's folder, or any Hugging Face
+    GPT-2 directory with safetensors weights, whole or sharded; the tokenizer is None where it holds none.
+    Takes as much memory as the weights in float32, plus one tensor, plus the causal mask.
+
+    Raises UserError if there is no checkpoint, or one that this version cannot read; DamagedError, naming
+    the file, if it is not what was written.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
+    if (path / "checkpoints").is_dir():
+        path = _best_or_latest(path)
+    if (path / _MANIFEST).exists() or (path / "training").exists():
+        verify(path)
+    elif not (path / "config.json").exists():
+        raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
+    config, state = _read_model(path)
+    with torch.device("meta"):  # a model without memory: its parameters are about to be replaced
+        model = GPT(config)
+    model.load_state_dict(state, assign=True)
+    model.lm_head.weight = model.token_embedding.weight
+    model.causal_mask = causal_mask(config.context_length)
+    return model.to(device).eval(), load_tokenizer(path)
+
+
+def verify(step_folder: Path) -> None:
+    """Hold a step's folder against its manifest.
+
+    Raises DamagedError naming the first file that is missing, too many, a link, or not what was written;
+    UserError if a later version of gptmini wrote the folder.
+    """
+    manifest = _read_manifest(step_folder / _MANIFEST)
+    found = set(_files(step_folder)) - {_MANIFEST}
+    if missing := sorted(manifest.files.keys() - found):
+        raise DamagedError(f"{step_folder / missing[0]}: missing")
+    if extra := sorted(found - manifest.files.keys()):
+        raise DamagedError(f"{step_folder / extra[0]}: not part of the checkpoint: remove it")
+    for name, written in manifest.files.items():
+        path = step_folder / name
+        try:
+            size, digest = path.stat().st_size, _sha256_of(path)
+        except OSError as error:
+            raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
+        if size != written.size:
+            raise DamagedError(f"{path}: damaged: {size:,} bytes long, but {written.size:,} were written")
+        if digest != written.sha256:
+            raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder. Hold `lock()` while saving.
+
+    `keep` is how many of the newest checkpoints stay, besides the one with the lowest validation loss.
+    """
+
+    def __init__(self, run_folder: Path, keep: int):
+        self.run_folder = run_folder
+        self.folder = run_folder / "checkpoints"
+        self.keep = keep
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in the run folder; raises InUseError if one does."""
+        durable.make_folder(self.run_folder)
+        return durable.lock(self.run_folder / ".lock", f"run folder {self.run_folder}")
+
+    def clean(self) -> None:
+        """Remove what a killed run left half-written."""
+        durable.clean_leftovers(self.run_folder)
+        durable.clean_leftovers(self.folder)
+
+    def save(self, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> Path:
+        """Write one step's folder, then remove checkpoints that are no longer kept; returns the folder.
+
+        A step that is there already and verifies is left as it is. Raises OSError naming path and cause if
+        the disk fails; every checkpoint saved before is then still there.
+        """
+        path = self.path(checkpoint.step)
+        if os.path.lexists(path):
+            try:
+                verify(path)
+                return path
+            except DamagedError:
+                durable.remove_folder(path)
+        durable.make_folder(self.folder)
+        with durable.new_folder(path) as folder:
+            _write_step(folder, checkpoint, config, tokenizer)
+            verify(folder)
+        self._prune(checkpoint.step)
+        return path
+
+    def path(self, step: int) -> Path:
+        """The folder of a step, whether it exists or not."""
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, in order."""
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that verifies, and one line for each newer one that does not and why.
+
+        None if there is no checkpoint at all. Raises DamagedError if there are some and none verifies,
+        UserError if the newest was written by a later version of gptmini.
+        """
+        skipped: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                verify(self.path(step))
+                return _read_checkpoint(self.path(step)), skipped
+            except DamagedError as error:
+                skipped.append(str(error))
+        if skipped:
+            raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {skipped[0]}")
+        return None, []
+
+    def best(self) -> Path | None:
+        """The step's folder with the lowest recorded validation loss, the earliest of equals."""
+        losses = [(loss, step) for step in self.steps() if (loss := self._val_loss(step)) is not None]
+        return self.path(min(losses)[1]) if losses else None
+
+    def _val_loss(self, step: int) -> float | None:
+        try:
+            return _read_state(self.path(step)).val_loss
+        except DamagedError:
+            return None
+
+    def _prune(self, newest: int) -> None:
+        """Remove all but the best and the `keep` newest checkpoints up to the one just saved.
+
+        A later one is damaged, or `latest` would have gone on from it; it must not count as one that is kept.
+        """
+        best = self.best()
+        for step in [step for step in self.steps() if step <= newest][: -self.keep]:
+            if self.path(step) != best:
+                durable.remove_folder(self.path(step))
+
+
+class _FileSummary(Section):
+    """Size in bytes and sha256 of a file."""
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Manifest(Section):
+    """What a step's folder holds, the manifest itself left out."""
+
+    format_version: int
+    files: Annotated[dict[str, _FileSummary], Field(min_length=1)]
+
+
+def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    end_of_text = tokenizer.end_of_text
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        "config.json": [json_bytes(gpt2_config(config, end_of_text))],
+        "generation_config.json": [json_bytes(generation_config(end_of_text))],
+        "model.safetensors": tensor_file_pieces(to_gpt2(checkpoint.model, config)),
+        **{name: [data] for name, data in tokenizer.files().items()},
+        "training/optimizer.safetensors": tensor_file_pieces(checkpoint.optimizer),
+        "training/state.json": [json_bytes(checkpoint.state.model_dump(mode="json"))],
+    }
+    durable.make_folder(folder / "training")
+    files = {name: _write(folder / name, pieces) for name, pieces in contents.items()}
+    durable.create_file(folder / _MANIFEST, _manifest_bytes(files))
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a file, and sum up what was meant to be written rather than what arrived."""
+    digest, size = sha256(), 0
+
+    def summed() -> Iterator[bytes | memoryview]:
+        nonlocal size
+        for piece in pieces:
+            digest.update(piece)
+            size += len(piece)
+            yield piece
+
+    durable.create_file(path, summed())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _manifest_bytes(files: dict[str, dict[str, Any]]) -> bytes:
+    body = json_bytes({"format_version": FORMAT_VERSION, "files": files})
+    return _seal(body.removesuffix(b"\n}\n"))
+
+
+def _seal(body: bytes) -> bytes:
+    """The manifest, its own sha256 as the last key: no byte of it can change unnoticed either."""
+    return body + b',\n  "sha256": "' + sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    values = read_json(path)
+    text = path.read_bytes()
+    if text != _seal(text[: -len(_seal(b""))]):
+        raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
+    _check_version(values.get("format_version"), path)
+    del values["sha256"]
+    try:
+        return _Manifest.model_validate(values)
+    except ValidationError as error:
+        raise DamagedError(explain(error, _Manifest, str(path))) from None
+
+
+def _read_state(step_folder: Path) -> TrainingState:
+    path = step_folder / "training" / "state.json"
+    values = read_json(path)
+    _check_version(values.get("format_version"), path)
+    try:
+        return TrainingState.model_validate(values)
+    except ValidationError as error:
+        raise DamagedError(explain(error, TrainingState, str(path))) from None
+
+
+def _check_version(version: object, path: Path) -> None:
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {version} is not known to this gptmini, which reads version "
+            f"{FORMAT_VERSION}: use the gptmini that wrote it"
+        )
+
+
+def _read_model(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Config and GPT's state dict of a GPT-2 directory."""
+    try:
+        config = config_from_gpt2(read_json(folder / "config.json"))
+        return config, from_gpt2(TensorFiles(_weight_files(folder)), config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise UserError("no model.safetensors in it (weights in pickle files are never loaded)")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise DamagedError(f"{index}: has no weight_map")
+    for shard in shards.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard):
+            raise DamagedError(f"{index}: {shard!r:.100} is not the name of a safetensors file beside it")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+def _read_checkpoint(step_folder: Path) -> Checkpoint:
+    state = _read_state(step_folder)
+    _, model = _read_model(step_folder)
+    optimizer = dict(TensorFiles([step_folder / "training" / "optimizer.safetensors"]))
+    return Checkpoint(state.step, model, optimizer, state)
+
+
+def _best_or_latest(run_folder: Path) -> Path:
+    store = CheckpointStore(run_folder, keep=1)
+    steps = store.steps()
+    if not steps:
+        raise UserError(f"{run_folder}: has no checkpoint yet")
+    return store.best() or store.path(steps[-1])
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The files in a folder and below, as paths with `/`; links and devices are refused."""
+    for parent, folders, names in os.walk(folder):
+        for path in (Path(parent, name) for name in folders + names):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise DamagedError(f"{path}: not a plain file, as every part of a checkpoint is")
+            if path.is_file():
+                yield path.relative_to(folder).as_posix()
+
+
+def _sha256_of(path: Path) -> str:
+    digest = sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
