@@ -1,0 +1,13 @@
+"""What all tests share."""
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the long reliability checks")
+
+
+@pytest.fixture(autouse=True)
+def _cache_folder(tmp_path, monkeypatch):
+    """Token files and downloads go to a folder of the test's own."""
+    monkeypatch.setenv("GPTMINI_CACHE_DIR", str(tmp_path / "cache"))
