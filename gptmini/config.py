@@ -5,14 +5,16 @@ nowhere else: this file makes the YAML schema, the command line, its help and it
 """
 
 import difflib
+import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from gptmini.errors import UserError
 
@@ -21,6 +23,13 @@ class Section(BaseModel):
     """A group of keys: frozen, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"})]
+Device = (
+    Literal["auto", "cpu", "cuda", "mps"]
+    | Annotated[str, Field(pattern=r"^cuda:[0-9]{1,3}$", examples=["cuda:0"])]
+)
 
 
 class ModelConfig(Section):
@@ -67,7 +76,7 @@ class DataConfig(Section):
     """Where the text comes from."""
 
     corpus: Annotated[
-        str | Annotated[tuple[str, ...], Field(min_length=1, strict=False)],
+        PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)],
         Field(description="A named corpus, a text file, a folder, a glob, or a list of these."),
     ] = "python-docs"
     val_fraction: float = Field(
@@ -123,7 +132,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The run: how long, how large the batches, what is reported and kept."""
 
-    out_dir: str = Field("runs/default", min_length=1, description="The run folder; must be new or empty.")
+    out_dir: PathText = Field("runs/default", description="The run folder; must be new or empty.")
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(32, ge=1, description="Sequences per optimizer step, over all devices.")
     micro_batch_size: int | None = Field(
@@ -145,7 +154,7 @@ class TrainConfig(Section):
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept, besides the best.")
     log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
-    init_from: str | None = Field(
+    init_from: PathText | None = Field(
         None, description="A checkpoint or Hugging Face GPT-2 folder to start from; null: random weights."
     )
 
@@ -162,14 +171,14 @@ class TrainConfig(Section):
 class RuntimeConfig(Section):
     """The machine."""
 
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps."
-    )
+    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of the forward pass; auto: bf16 where the hardware has it."
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="CPU threads.")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="CPU threads."
+    )
 
 
 class Config(Section):
@@ -194,50 +203,110 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
         group = values.setdefault(section, {}) if section else values
         if isinstance(group, dict):  # otherwise the schema reports what stands there instead
             group[key] = value
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, Config, str(path), overrides or {})) from None
+    return validate(Config, values, "command line" if path is None else str(path), overrides or {})
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML text that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
+
+
+# What a schema says about its keys, and errors in one line
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(schema: type[S], values: Mapping[str, Any], source: str, overridden: Iterable[str] = ()) -> S:
+    """`values` as an object of the schema; raises UserError with one line, as `explain` words it."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, schema, source, overridden)) from None
 
 
 def explain(
-    error: ValidationError, schema: type[Section], source: str, from_command_line: Iterable[str] = ()
+    error: ValidationError, schema: type[Section], source: str, overridden: Iterable[str] = ()
 ) -> str:
-    """The first problem of a ValidationError in one line: source, key, value, rule, and what to do."""
-    details = error.errors()
-    first = details[0]
-    path = _schema_path(first["loc"], schema)
-    key = ".".join(path)
-    where = "command line" if key in set(from_command_line) else source
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key}{did_you_mean(key, flat_keys(schema))}{more}"
-    if first["type"] == "missing":
-        return f"{where}: {key} is missing{more}"
-    rule = _rule(first)
-    if first["type"] == "value_error":  # a rule between keys: its message names them
-        return f"{where}: {key + ': ' if key else ''}{rule}{more}"
-    return f"{where}: {key} = {first['input']!r}: {rule}{more}"
+    """The first problem of a ValidationError in one line: source, key, value, and what is needed.
 
-
-def flat_keys(schema: type[Section]) -> list[str]:
-    """Every dotted key of a schema.
-
-    >>> flat_keys(Config)[:3]
-    ['model.n_layer', 'model.n_head', 'model.n_embd']
+    `overridden` are the dotted keys that came from the command line rather than from `source`.
     """
-    keys: list[str] = []
-    for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{inner}" for inner in flat_keys(field.annotation)]
-        else:
-            keys.append(name)
-    return keys
+    details = error.errors(include_url=False)
+    first = details[0]
+    location = first["loc"]
+    too_short = first["type"] == "missing" and isinstance(location[-1], int)  # the problem is the list's
+    key, node = _find(schema, location[:-1] if too_short else location)
+    others = len({_find(schema, detail["loc"])[0].partition("[")[0] for detail in details}) - 1
+    more = f" (and {others} more)" if others else ""
+    name = f"{source}: {key}" if key else source
+    if key.partition("[")[0] in set(overridden):
+        name = option(key)
+    if first["type"] == "value_error":  # a rule between keys: its message names them
+        return f"{name}: {first['ctx']['error']}{more}"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: unknown key {key}{did_you_mean(key, keys(schema))}{more}"
+    if first["type"] == "missing" and not too_short:
+        return f"{name} is missing{more}"
+    quote = isinstance(first["input"], int | float) and accepts_text(node)
+    hint = " (quote it to make it a text)" if quote else ""
+    return f"{name} = {show(first['input'])}: needs {needs(node)}{hint}{more}"
+
+
+def option(key: str) -> str:
+    """How a key is written on the command line.
+
+    >>> option("train.max_steps")
+    '--train.max-steps'
+    """
+    return "--" + key.replace("_", "-")
+
+
+@cache
+def keys(schema: type[Section]) -> dict[str, dict[str, Any]]:
+    """Every dotted key of a schema, and its JSON schema.
+
+    >>> list(keys(Config))[:3]
+    ['model.n_layer', 'model.n_head', 'model.n_embd']
+    >>> keys(Config)["train.max_steps"]["minimum"]
+    1
+    """
+    root = _json_schema(schema)
+    found: dict[str, dict[str, Any]] = {}
+    for name, node in root["properties"].items():
+        section = _resolve(node, root).get("properties")
+        found |= {f"{name}.{key}": inner for key, inner in section.items()} if section else {name: node}
+    return found
+
+
+def needs(node: Mapping[str, Any]) -> str:
+    """What a key takes, in words, from its JSON schema.
+
+    >>> needs(keys(Config)["train.micro_batch_size"])
+    'a whole number of at least 1 or null'
+    >>> needs(keys(Config)["runtime.device"])
+    'auto, cpu, cuda, mps or a text such as cuda:0'
+    >>> needs(keys(Config)["data.corpus"])
+    'a path or a list of paths'
+    """
+    *first, last = _alternatives(node)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def accepts_text(node: Mapping[str, Any]) -> bool:
+    """Whether a key takes any text, so that a word like 123 on the command line stays a word."""
+    free_text = node.get("type") == "string" and "enum" not in node and "const" not in node
+    return (
+        free_text
+        or any(map(accepts_text, node.get("anyOf", ())))
+        or ("items" in node and accepts_text(node["items"]))
+    )
+
+
+def accepts_list(node: Mapping[str, Any]) -> bool:
+    """Whether a key takes a list, so that it is followed by several words on the command line."""
+    return node.get("type") == "array" or any(map(accepts_list, node.get("anyOf", ())))
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -245,14 +314,105 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("train.max_step", ["train.max_steps", "train.seed"])
     '; did you mean train.max_steps?'
+    >>> did_you_mean("train.lr", ["train.max_steps", "optim.lr"])
+    '; did you mean optim.lr?'
     """
-    known = list(known)
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    if not close:  # the right key in the wrong section, or without one
-        last = given.rpartition(".")[2]
-        tails = {name.rpartition(".")[2]: name for name in known}
-        close = [tails[t] for t in difflib.get_close_matches(last, tails, n=1, cutoff=0.75)]
-    return f"; did you mean {close[0]}?" if close else ""
+    names = {name.rpartition(".")[2]: name for name in known}
+    last = given.rpartition(".")[2]
+    for close in (
+        difflib.get_close_matches(last, names, n=1, cutoff=1.0),  # the right key in the wrong section
+        difflib.get_close_matches(given, names.values(), n=1, cutoff=0.6),
+        difflib.get_close_matches(last, names, n=1, cutoff=0.75),
+    ):
+        if close:
+            return f"; did you mean {names.get(close[0], close[0])}?"
+    return ""
+
+
+def show(value: Any) -> str:
+    """A value in an error message: the constants as YAML has them, on one line, and shortened.
+
+    >>> show(None), show(True), show(["x" * 100, 2.5])
+    ('null', 'true', "['xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx', 2.5]")
+    """
+    return json.dumps(value) if value is None or isinstance(value, bool) else _short.repr(value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+
+
+@cache
+def _json_schema(schema: type[Section]) -> dict[str, Any]:
+    return schema.model_json_schema()
+
+
+def _resolve(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """The node itself, or the definition in the root that it refers to."""
+    return root["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+
+
+def _find(schema: type[Section], location: Iterable[int | str]) -> tuple[str, dict[str, Any]]:
+    """The key at a pydantic error location, without the union members that pydantic puts behind it, and
+    the key's JSON schema."""
+    key, node = "", _json_schema(schema)
+    for part in location:
+        if isinstance(part, int) and node.get("type") == "array":
+            key, node = f"{key}[{part}]", [*node.get("prefixItems", ()), node.get("items", {})][part]
+        elif node.get("type") == "object":
+            inner = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+            key, node = f"{key}.{part}" if key else str(part), inner
+        else:
+            break
+        node = _resolve(node, _json_schema(schema))
+    return key, node
+
+
+_NOUNS = {"integer": "whole number", "number": "number", "string": "text"}
+_BOUNDS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "of at most",
+    "exclusiveMaximum": "below",
+}
+
+
+def _alternatives(node: Mapping[str, Any]) -> list[str]:
+    """The kinds of value that a JSON schema node allows, in words."""
+    if "anyOf" in node:
+        return [words for member in node["anyOf"] for words in _alternatives(member)]
+    if "const" in node or "enum" in node:
+        values = node.get("enum") or [node["const"]]
+        return [value if isinstance(value, str) else show(value) for value in values]
+    match node.get("type"):
+        case "null":
+            return ["null"]
+        case "boolean":
+            return ["true", "false"]
+        case "array":
+            items = node.get("prefixItems") or [node.get("items", {})]
+            count = f"{len(items)} " if "prefixItems" in node else ""
+            return [f"a list of {count}{_kind(items[0], plural=True)}"]
+        case "object":
+            return ["keys of its own"]
+    return [_kind(node)]
+
+
+def _kind(node: Mapping[str, Any], plural: bool = False) -> str:
+    """Number or text, and its limits, in words."""
+    if node.get("type") not in _NOUNS or "enum" in node:
+        return needs(node)
+    noun = node.get("format") or _NOUNS[node["type"]]
+    words = noun + "s" if plural else "a " + noun
+    bounds = [f"{text} {node[bound]:,}" for bound, text in _BOUNDS.items() if bound in node]
+    if bounds:
+        return f"{words} {' and '.join(bounds)}"
+    if "examples" in node:
+        return f"{words} such as {node['examples'][0]}"
+    return f"{words} matching {node['pattern']}" if "pattern" in node and "format" not in node else words
+
+
+# Reading YAML
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -297,7 +457,15 @@ def parse_yaml(text: str) -> Any:
 class _Yaml12Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's core schema in place of 1.1's surprises."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's name for the rules, which start from none here
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+        if getattr(event, "tag", None):
+            raise yaml.composer.ComposerError(
+                None, None, f"tags such as {event.tag} are not used in a config", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -308,10 +476,14 @@ class _Yaml12Loader(yaml.SafeLoader):
                 )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value} is given twice", key_node.start_mark
+                    None, None, f"key {show(key_node.value)} is given twice", key_node.start_mark
                 )
             seen.add(key_node.value)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+class _Yaml12Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, quoting what either version of YAML would not read as text."""
 
 
 for _tag, _pattern, _first in [
@@ -324,12 +496,13 @@ for _tag, _pattern, _first in [
         list("-+.0123456789"),
     ),
 ]:
-    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _class in (_Yaml12Loader, _Yaml12Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    if len(text) > 300:  # Python refuses to convert very long digit strings with a message of its own
+    text = str(loader.construct_scalar(node))
+    if len(text) > 20:  # so that counts, and products of a few of them, are numbers that floats can hold
         raise yaml.constructor.ConstructorError(None, None, "number is too long", node.start_mark)
     return int(text)
 
@@ -337,45 +510,5 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Yaml12Loader.add_constructor(
     "tag:yaml.org,2002:float",
-    lambda loader, node: float(re.sub(r"(?i)\.(inf|nan)", r"\1", loader.construct_scalar(node))),
+    lambda loader, node: float(re.sub(r"(?i)\.(inf|nan)", r"\1", str(node.value))),
 )
-
-
-def _schema_path(location: tuple[int | str, ...], schema: type[Section]) -> list[str]:
-    """The keys in a pydantic error location, without the union members that pydantic puts behind them."""
-    path: list[str] = []
-    current: Any = schema
-    for part in location:
-        if not (isinstance(current, type) and issubclass(current, Section)):
-            break
-        path.append(str(part))
-        field = current.model_fields.get(str(part))
-        current = field.annotation if field else None
-    return path
-
-
-_TYPE_RULES = {
-    "int_type": "needs a whole number",
-    "int_from_float": "needs a whole number",
-    "float_type": "needs a number",
-    "bool_type": "needs true or false",
-    "string_type": "needs text (quote it if it looks like a number)",
-    "tuple_type": "needs a list",
-    "finite_number": "needs a finite number",
-    "model_type": "needs a mapping of keys",
-    "model_attributes_type": "needs a mapping of keys",
-}
-
-
-def _rule(detail: ErrorDetails) -> str:
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    message = _TYPE_RULES.get(detail["type"]) or detail["msg"].replace("Input should", "must")
-    return message[0].lower() + message[1:]
-
-
-def accepts_text(annotation: Any) -> bool:
-    """Whether a field takes any string, so that a command-line word like 123 stays a word."""
-    if get_origin(annotation) in (Union, type(int | str), Annotated):
-        return any(accepts_text(member) for member in get_args(annotation))
-    return annotation is str or (get_origin(annotation) is tuple and str in get_args(annotation))

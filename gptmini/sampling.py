@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # the command line reads the options below before torch is lo
     from torch import Tensor
 
 
-class Sampling(Section):
-    """How the next token is chosen."""
+class SamplingOptions(Section):
+    """What a user can say about how the next token is chosen."""
 
     temperature: float = Field(
         1.0, ge=0.0, description="Divides the logits: lower is safer, 0 takes the likeliest token."
@@ -36,6 +36,11 @@ class Sampling(Section):
     repetition_penalty: float = Field(
         1.0, gt=0.0, description="Above 1, makes tokens that the text already holds less likely."
     )
+
+
+class Sampling(SamplingOptions):
+    """How the next token is chosen."""
+
     no_repeat_token: int | None = Field(
         None, ge=0, description="A token never chosen twice in a row, such as end of text."
     )

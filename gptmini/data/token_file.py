@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from gptmini.data.corpus import (
 from gptmini.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
+if TYPE_CHECKING:
+    from typing import Never
+
 FORMAT_VERSION = 1
 Split = Literal["train", "val"]
 _META = "meta.json"
@@ -43,7 +46,7 @@ _META = "meta.json"
 class Meta(Section):
     """What a folder of token files was made from; meta.json."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     corpus: str = Field(description="The corpus as the config named it.")
     corpus_digest: str = Field(description="sha256 over the documents.")
     tokenizer: str = Field(description="Kind of the tokenizer.")
@@ -75,7 +78,12 @@ class TokenData:
 
     def count_bytes(self, tokens: Tensor) -> int:
         """How many bytes of text the ids stand for."""
-        return int(self.tokenizer.token_byte_lengths[tokens.numpy()].sum())
+        return count_bytes(self.tokenizer, tokens)
+
+
+def count_bytes(tokenizer: Tokenizer, tokens: Tensor) -> int:
+    """How many bytes of text the ids stand for."""
+    return int(tokenizer.token_byte_lengths[tokens.numpy()].sum())
 
 
 # ---------------------------------------------------------------------------------------- text -> tokens
@@ -116,6 +124,11 @@ def prepare(
                 "model.context_length or another data.val_fraction"
             )
     return found
+
+
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:
+    """A whole corpus as ids in memory, uint32 (N,), with the end-of-text token between documents."""
+    return np.frombuffer(b"".join(_encode(corpus.chunks(), tokenizer, np.dtype("<u4"))), "<u4")
 
 
 def _train_bytes(contents: Contents, val_fraction: float) -> int:
@@ -200,7 +213,7 @@ def _write(
             raise
 
 
-def _watched(chunks: Iterable[Chunk], seen: Fingerprint, bar: tqdm[Never]) -> Iterator[Chunk]:
+def _watched(chunks: Iterable[Chunk], seen: Fingerprint, bar: "tqdm[Never]") -> Iterator[Chunk]:
     for chunk in chunks:
         seen.update(chunk)
         yield chunk
@@ -240,7 +253,8 @@ def _open_stream(path: Path, dtype: str, tokens: int) -> np.ndarray:
         return np.empty(0, np.dtype(dtype))
     if path.stat().st_size != tokens * np.dtype(dtype).itemsize:
         raise DamagedError(f"{path}: holds {path.stat().st_size:,} bytes, not {tokens:,} tokens")
-    return np.memmap(path, np.dtype(dtype).newbyteorder("<"), mode="r")
+    stream: np.ndarray = np.memmap(path, np.dtype(dtype).newbyteorder("<"), mode="r")
+    return stream
 
 
 # ---------------------------------------------------------------------------------------- tokens -> batches

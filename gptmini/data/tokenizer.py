@@ -233,8 +233,8 @@ def load_gpt2_tokenizer() -> BytePairTokenizer:
         encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
         raise UserError(
-            f"tokenizer.kind = gpt2: tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}); without "
-            "a network put its cache files 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe) and "
+            f"tokenizer.kind = gpt2: tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}): "
+            "put its cache files 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe) and "
             "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (encoder.json) into the folder that TIKTOKEN_CACHE_DIR "
             "names, or use tokenizer.kind bpe or bytes, which need none"
         ) from None
@@ -313,8 +313,8 @@ class CharTokenizer(Tokenizer):
             name = unicodedata.name(unknown, "no name")
             raise UserError(
                 f"{source}: the character {unknown!r} (U+{ord(unknown):04X}, {name}) is not among the "
-                f"{len(self._characters)} of the training text, which are all that tokenizer.kind chars knows; "
-                "leave it out, or train with bpe or bytes"
+                f"{len(self._characters)} characters of the training text, and tokenizer.kind chars knows no "
+                "others; leave it out, or train with bpe or bytes"
             )
         return ids
 

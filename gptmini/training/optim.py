@@ -134,7 +134,7 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """All optimizer state as tensors named `<parameter>/<quantity>`, such as `ln_f.weight/exp_avg`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{quantity}": value
         for optimizer in optimizers

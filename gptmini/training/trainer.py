@@ -118,7 +118,7 @@ class Trainer:
             with self.runtime.autocast():
                 logits = self.model(self.runtime.place(inputs))  # (micro_batch_size, T, V)
             micro_loss = next_token_loss(logits, self.runtime.place(targets)) / len(micro_batches)
-            self.scaler.scale(micro_loss).backward()
+            torch.autograd.backward(self.scaler.scale(micro_loss))
             loss += micro_loss.detach()
             text_bytes += self.data.count_bytes(targets)
         for optimizer in self.optimizers:
