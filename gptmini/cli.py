@@ -22,6 +22,7 @@ from gptmini.config import (
     PathText,
     Section,
     accepts_list,
+    accepts_one,
     accepts_text,
     did_you_mean,
     keys,
@@ -253,9 +254,9 @@ def read_options(
             found.append(rest.pop(0))
         if not found:
             raise UserError(f"{name} needs a value")
-        values[key] = [_read(v, node) for v in found] if len(found) > 1 else _read(found[0], node)
-        if accepts_list(node) and "anyOf" not in node and not isinstance(values[key], list):
-            values[key] = [values[key]]
+        read = [_read(value, node) for value in found]
+        one_will_do = len(read) == 1 and (read[0] is None or accepts_one(node))
+        values[key] = read[0] if one_will_do else read
     return places, values
 
 

@@ -309,6 +309,13 @@ def accepts_list(node: Mapping[str, Any]) -> bool:
     return node.get("type") == "array" or any(map(accepts_list, node.get("anyOf", ())))
 
 
+def accepts_one(node: Mapping[str, Any]) -> bool:
+    """Whether a key takes a single value rather than only a list."""
+    if "anyOf" in node:
+        return any(accepts_one(member) for member in node["anyOf"] if member.get("type") != "null")
+    return node.get("type") != "array"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to a mistyped one, or nothing.
 

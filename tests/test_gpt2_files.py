@@ -129,7 +129,7 @@ def test_a_config_of_transformers_is_understood():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model_type": "llama"}, "model_type = 'llama': must be 'gpt2'"),
+        ({"model_type": "llama"}, "model_type = 'llama': needs gpt2"),
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
