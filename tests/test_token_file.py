@@ -33,7 +33,7 @@ def test_permutations_differ_between_seeds_and_epochs_and_are_pinned():
     assert permute(np.arange(6), 6, (0, 0)).tolist() == PINNED
 
 
-PINNED = [3, 1, 0, 5, 2, 4]
+PINNED = [4, 0, 1, 3, 5, 2]
 
 
 @pytest.mark.parametrize(("length", "context_length"), [(5, 4), (9, 4), (103, 7), (1000, 16)])
@@ -108,13 +108,14 @@ def test_documents_are_separated_and_split_at_their_ends(tmp_path):
 
 def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_path):
     first = prepared(tmp_path, "some text " * 20)
+    tokens = first.train.tolist()
     (folder,) = (corpus_module.cache_folder() / "tokens").iterdir()
     before = (folder / "train.bin").stat().st_mtime_ns
     assert prepared(tmp_path, "some text " * 20).digest == first.digest
     assert (folder / "train.bin").stat().st_mtime_ns == before
     (folder / "train.bin").write_bytes(b"x")
     again = prepared(tmp_path, "some text " * 20)
-    assert again.train.tolist() == first.train.tolist()
+    assert again.train.tolist() == tokens
 
 
 def test_another_text_split_or_tokenizer_has_another_digest(tmp_path):
