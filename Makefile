@@ -5,7 +5,7 @@ BIN = .venv/bin
 
 demo: .venv/installed            ## train the default config, then generate from it
 	$(BIN)/gptmini train configs/python_docs.yaml
-	$(BIN)/gptmini generate runs/python_docs --max-new-tokens 200
+	$(BIN)/gptmini generate runs/python_docs --prompt "The " --temperature 0.7 --seed 2
 
 test: .venv/installed-dev        ## run the tests
 	$(BIN)/python -m pytest

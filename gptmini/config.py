@@ -114,6 +114,9 @@ class OptimConfig(Section):
     )
     lr: float = Field(1e-3, gt=0.0, description="AdamW's peak learning rate.")
     muon_lr: float = Field(0.02, gt=0.0, description="Muon's peak learning rate; read with optimizer: muon.")
+    muon_momentum: float = Field(
+        0.95, ge=0.0, lt=1.0, description="Muon's averaging rate for the gradient; 0.9 suits short runs."
+    )
     weight_decay: float = Field(0.1, ge=0.0, description="Weight decay of matrices; vectors get none.")
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]],

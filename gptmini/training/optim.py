@@ -28,7 +28,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
     ]
     if muon:
-        optimizers.append(Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon(muon, config.muon_lr, config.weight_decay, config.muon_momentum))
     return optimizers
 
 
