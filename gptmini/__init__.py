@@ -6,7 +6,9 @@
 torch.Size([1, 8, 65])
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ _HOME = {
     "GPT": "gptmini.model",
     "GPTConfig": "gptmini.config",
     "Config": "gptmini.config",
-    "generate": "gptmini.generate",
     "load": "gptmini.checkpoint.store",
     "train": "gptmini.training.trainer",
 }
@@ -35,6 +36,24 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'gptmini' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps `gptmini.generate` the function, though the module that holds it has the same name.
+
+    Importing a submodule binds it to its package under its name; here the function keeps that place.
+    """
+
+    @property
+    def generate(self) -> Any:
+        return import_module("gptmini.generate").generate
+
+    @generate.setter
+    def generate(self, module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -92,7 +92,7 @@ def generate(
     new = torch.tensor(
         [row + [stop_token or 0] * (n - len(row)) for row in rows], dtype=torch.int64
     )  # (B, n)
-    return torch.cat((tokens, new.view(-1, n).to(tokens.device)), dim=1)  # (B, T + n)
+    return torch.cat((tokens, new.view(len(rows), n).to(tokens.device)), dim=1)  # (B, T + n)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""Generation against transformers token for token, the cache against no cache, and what users ask for."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import gptmini
+from gptmini.checkpoint.store import load
+from gptmini.config import GPTConfig, TokenizerConfig
+from gptmini.data.tokenizer import CharTokenizer, Tokenizer, build_tokenizer
+from gptmini.errors import UserError
+from gptmini.generate import generate, generate_text, stream, window_start
+from gptmini.model import GPT
+
+CONTEXT = 24
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A Hugging Face GPT-2 directory that transformers made, with weights far from their initial ones."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=257, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4, bos_token_id=256,
+        eos_token_id=256, initializer_range=0.3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return load(directory)[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return build_tokenizer(TokenizerConfig(kind="bytes"), None)
+
+
+def prompts(batch, length, seed=0):
+    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_generate(directory, tokens, mask=None, **options):
+    twin = GPT2LMHeadModel.from_pretrained(directory).eval()
+    mask = torch.ones_like(tokens) if mask is None else mask
+    with torch.inference_mode():
+        return twin.generate(tokens, attention_mask=mask, do_sample=False, pad_token_id=256, **options)
+
+
+def test_greedy_equals_transformers_token_for_token_up_to_the_context(model, directory):
+    for seed in range(5):
+        tokens = prompts(1, 5, seed)
+        n = CONTEXT - 5
+        expected = transformers_generate(directory, tokens, max_new_tokens=n)[0]
+        ours = generate(model, tokens, max_new_tokens=n, temperature=0, stop_token=256)[0]
+        assert ours.tolist() == expected.tolist()
+
+
+def test_a_batch_of_unequal_prompts_equals_transformers_padded_batch(model, directory):
+    lengths = [1, 3, 4, 7, 7, 9, 10, 12]
+    rows = [prompts(1, n, seed=n + i)[0].tolist() for i, n in enumerate(lengths)]
+    width, new = max(lengths), CONTEXT - max(lengths)
+    padded = torch.tensor([[256] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    expected = transformers_generate(directory, padded, mask, max_new_tokens=new)[:, width:].tolist()
+    ours = generate(model, rows, max_new_tokens=new, temperature=0, stop_token=256)
+    for row, result, theirs in zip(rows, ours, expected, strict=True):
+        end = theirs.index(256) + 1 if 256 in theirs else len(theirs)
+        assert result[len(row) :] == theirs[:end]
+
+
+SAMPLERS = [
+    {"temperature": 0.0},
+    {"temperature": 0.7, "seed": 1},
+    {"top_k": 5, "seed": 2},
+    {"top_p": 0.6, "seed": 3},
+    {"min_p": 0.1, "seed": 4},
+    {"repetition_penalty": 1.5, "temperature": 0.9, "seed": 5},
+    {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 6},
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("length", [1, 5, CONTEXT - 1, CONTEXT])
+def test_cached_equals_uncached_far_past_the_context(model, sampler, length):
+    tokens = prompts(2, length)
+    cached = generate(model, tokens, max_new_tokens=3 * CONTEXT, **sampler)
+    plain = generate(model, tokens, max_new_tokens=3 * CONTEXT, use_cache=False, **sampler)
+    assert torch.equal(cached, plain)
+
+
+def test_cached_equals_uncached_for_unequal_prompts_past_the_context(model):
+    rows = [prompts(1, n, seed=n)[0].tolist() for n in (1, 2, 10, 20, CONTEXT)]
+    for sampler in SAMPLERS:
+        cached = generate(model, rows, max_new_tokens=2 * CONTEXT, stop_token=7, **sampler)
+        plain = generate(model, rows, max_new_tokens=2 * CONTEXT, stop_token=7, use_cache=False, **sampler)
+        assert cached == plain
+
+
+def test_a_row_does_not_depend_on_what_else_is_in_the_batch(model):
+    rows = [prompts(1, n, seed=n)[0].tolist() for n in (3, 8, 5)]
+    together = generate(model, rows, max_new_tokens=30, seed=9)
+    alone = [generate(model, [row], max_new_tokens=30, seed=9)[0] for row in rows]
+    assert together == alone
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(model):
+    tokens = prompts(1, 4)
+    first = generate(model, tokens, max_new_tokens=20, seed=1)
+    assert torch.equal(first, generate(model, tokens, max_new_tokens=20, seed=1))
+    assert not torch.equal(first, generate(model, tokens, max_new_tokens=20, seed=2))
+    assert not torch.equal(
+        generate(model, tokens, max_new_tokens=20), generate(model, tokens, max_new_tokens=20)
+    )
+
+
+def test_generating_leaves_the_model_and_the_global_generator_alone(model):
+    model.train()
+    state = torch.get_rng_state()
+    generate(model, prompts(1, 4), max_new_tokens=5, seed=1)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    model.eval()
+
+
+def test_shapes_and_the_prompt_come_back(model):
+    tokens = prompts(3, 4)
+    result = gptmini.generate(model, tokens, max_new_tokens=6, seed=0)
+    assert result.shape == (3, 10)
+    assert result.dtype == torch.int64
+    assert torch.equal(result[:, :4], tokens)
+    assert torch.equal(gptmini.generate(model, tokens, max_new_tokens=0), tokens)
+
+
+def test_windows_jump_by_half_a_context():
+    for context_length in range(1, 12):
+        for length in range(1, 60):
+            kept = length - window_start(length, context_length)
+            assert 1 <= kept <= context_length
+            if length > context_length:
+                assert kept >= max(1, context_length // 2)
+
+
+def test_streamed_pieces_join_to_the_text(model, tokenizer):
+    for seed in range(10):
+        (text,) = generate_text(model, tokenizer, "ab", max_new_tokens=60, seed=seed)
+        pieces = list(stream(model, tokenizer, "ab", max_new_tokens=60, seed=seed))
+        assert "ab" + "".join(pieces) == text
+
+
+class Scripted(GPT):
+    """A model that writes given bytes, whatever the prompt."""
+
+    def __init__(self, script: bytes) -> None:
+        super().__init__(GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=1, context_length=100))
+        self.script = [*script, 256]
+        self.lm_head = torch.nn.Identity()
+        self.given = 0
+
+    def features(self, tokens, cache=None):
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        logits = torch.full((tokens.shape[0], tokens.shape[1], 257), -10.0)
+        logits[:, -1, self.script[min(self.given, len(self.script) - 1)]] = 10.0
+        self.given += 1
+        return logits
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(max_size=20))
+def test_a_streamed_piece_never_splits_a_character(text):
+    tokenizer = build_tokenizer(TokenizerConfig(kind="bytes"), None)
+    pieces = list(stream(Scripted(text.encode()), tokenizer, "x", max_new_tokens=90, temperature=0))
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
+
+
+def test_bytes_that_are_no_character_become_the_replacement_character(tokenizer):
+    pieces = list(stream(Scripted(b"a\xffb\xe4"), tokenizer, "x", max_new_tokens=90, temperature=0))
+    assert "".join(pieces) == "a\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("stop", [["END"], ["ND!", "END"], ["xx", "E"]])
+def test_a_stop_string_ends_the_text_even_across_tokens(tokenizer, stop):
+    for text in (
+        "x"
+        + "".join(stream(Scripted(b"say END!"), tokenizer, "x", max_new_tokens=50, temperature=0, stop=stop)),
+        *generate_text(Scripted(b"say END!"), tokenizer, "x", max_new_tokens=50, temperature=0, stop=stop),
+    ):
+        assert text == "xsay "
+
+
+def test_end_of_text_ends_the_text_and_is_not_shown(tokenizer):
+    (text,) = generate_text(Scripted(b"hello"), tokenizer, "x", max_new_tokens=50, temperature=0)
+    assert text == "xhello"
+
+
+def test_an_empty_prompt_starts_from_end_of_text(model, tokenizer):
+    (text,) = generate_text(model, tokenizer, "", max_new_tokens=5, temperature=0)
+    expected = generate(model, torch.tensor([[256]]), max_new_tokens=5, temperature=0, no_repeat_token=256)
+    assert text == tokenizer.decode(expected[0, 1:].tolist())
+
+
+def test_a_prompt_longer_than_the_context_is_refused_or_cropped_on_request(model, tokenizer):
+    prompt = "abc" * 20
+    with pytest.raises(UserError, match="the prompt has 60 tokens, but the model's context is 24"):
+        list(generate_text(model, tokenizer, prompt, max_new_tokens=5))
+    (text,) = generate_text(model, tokenizer, prompt, max_new_tokens=5, temperature=0, truncate_prompt=True)
+    (end,) = generate_text(model, tokenizer, prompt[-24:], max_new_tokens=5, temperature=0)
+    assert text == prompt + end[24:]
+
+
+def test_special_token_text_surrogates_and_nul_are_plain_text(model, tokenizer):
+    (text,) = generate_text(model, tokenizer, "<|endoftext|>", max_new_tokens=1, seed=0)
+    assert text.startswith("<|endoftext|>")
+    list(generate_text(model, tokenizer, "a\ud800\x00", max_new_tokens=1, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k = 0"),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+        ({"min_p": -0.1}, "min_p = -0.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
+        ({"max_new_tokens": -1}, "max_new_tokens = -1"),
+        ({"seed": -1}, "seed = -1"),
+        ({"top_q": 1}, "unknown key top_q; did you mean top_"),
+    ],
+)
+def test_impossible_options_are_one_clean_line(model, options, message):
+    with pytest.raises(UserError) as error:
+        generate(model, prompts(1, 3), **{"max_new_tokens": 2, **options})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_empty_prompts_and_foreign_ids_are_refused(model):
+    with pytest.raises(UserError, match="holds no tokens"):
+        generate(model, [[]], max_new_tokens=1)
+    with pytest.raises(UserError, match="token id 257 is outside the model's vocabulary of 257"):
+        generate(model, [[257]], max_new_tokens=1)
+
+
+def test_chars_models_write_their_own_characters():
+    tokenizer = CharTokenizer(["a", "b"])
+    model = GPT(GPTConfig(vocab_size=3, n_layer=1, n_head=1, n_embd=4, context_length=8))
+    (text,) = generate_text(model, tokenizer, "ab", max_new_tokens=20, seed=0)
+    assert set(text) <= {"a", "b"}
+
+
+def test_the_package_name_stays_the_function_when_its_module_is_imported():
+    import gptmini.generate
+
+    assert callable(gptmini.generate)
+    assert gptmini.generate is generate

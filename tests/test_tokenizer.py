@@ -1,0 +1,187 @@
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+from transformers import AutoTokenizer, GPT2TokenizerFast
+
+from gptmini.config import TokenizerConfig
+from gptmini.data.corpus import Chunk, Corpus
+from gptmini.data.tokenizer import build_tokenizer, load_tokenizer
+from gptmini.errors import DamagedError, UserError
+
+TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 times ünïcödé 你好 🙂\n" * 30
+
+
+def text_corpus(text: str | bytes = TEXT) -> Corpus:
+    data = text.encode() if isinstance(text, str) else text
+    return Corpus("a text", (lambda: iter([Chunk(data, "a.txt", 0, ends_document=True)]),))
+
+
+def built(kind, text=TEXT, vocab_size=None):
+    return build_tokenizer(TokenizerConfig(kind=kind, vocab_size=vocab_size), text_corpus(text))
+
+
+TOKENIZERS = {"bytes": built("bytes"), "bpe": built("bpe", vocab_size=400), "chars": built("chars")}
+
+
+def saved(tokenizer, folder):
+    folder.mkdir(exist_ok=True)
+    for name, data in tokenizer.files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@given(text=st.text())
+@example(text="<|endoftext|>")
+@example(text="\x00\r\n  \u2028 a")
+def test_any_text_comes_back_from_its_ids(kind, text):
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.end_of_text not in ids
+
+
+@given(text=st.text(alphabet=sorted(set(TEXT))))
+def test_any_text_of_known_characters_comes_back_from_its_ids(text):
+    tokenizer = TOKENIZERS["chars"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(data=st.binary())
+def test_bytes_takes_any_bytes_losslessly(data):
+    tokenizer = TOKENIZERS["bytes"]
+    assert tokenizer.decode_bytes(tokenizer.encode_bytes(data, "x", 0).tolist()) == data
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_chunk_of_a_corpus_has_the_ids_of_its_text(kind):
+    tokenizer = TOKENIZERS[kind]
+    assert tokenizer.encode_bytes(TEXT.encode(), "x", 0).tolist() == tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_token_lengths_add_up_to_the_text(kind):
+    tokenizer = TOKENIZERS[kind]
+    assert tokenizer.token_byte_lengths[tokenizer.encode(TEXT)].sum() == len(TEXT.encode())
+    assert tokenizer.token_byte_lengths[tokenizer.end_of_text] == 0
+    assert len(tokenizer.token_byte_lengths) == tokenizer.vocab_size == tokenizer.end_of_text + 1
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_saved_tokenizer_loads_and_is_the_same(kind, tmp_path):
+    tokenizer = TOKENIZERS[kind]
+    loaded = load_tokenizer(saved(tokenizer, tmp_path))
+    assert (loaded.kind, loaded.digest, loaded.end_of_text) == (kind, tokenizer.digest, tokenizer.end_of_text)
+    assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
+    assert loaded.files() == tokenizer.files()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_transformers_reads_the_saved_files_and_gives_the_same_ids(kind, tmp_path):
+    tokenizer = TOKENIZERS[kind]
+    theirs = AutoTokenizer.from_pretrained(saved(tokenizer, tmp_path))
+    assert theirs(TEXT)["input_ids"] == tokenizer.encode(TEXT)
+    assert theirs.decode(tokenizer.encode(TEXT)) == TEXT
+    assert theirs.eos_token_id == tokenizer.end_of_text
+
+
+@settings(max_examples=200)
+@given(text=st.text())
+def test_learned_ids_equal_hugging_face_tokenizers(text):
+    theirs = HuggingFaceTokenizer.from_str(TOKENIZERS["bpe"].files()["tokenizer.json"].decode())
+    theirs.encode_special_tokens = True
+    assert theirs.encode(text, add_special_tokens=False).ids == TOKENIZERS["bpe"].encode(text)
+
+
+def test_learning_twice_gives_the_same_tokenizer():
+    assert built("bpe", vocab_size=400).digest == TOKENIZERS["bpe"].digest
+
+
+def test_a_small_text_gives_as_many_tokens_as_it_can():
+    assert built("bpe", "aaaa", 1000).vocab_size < 300
+
+
+def test_a_hugging_face_gpt2_directory_of_vocab_and_merges_loads(tmp_path):
+    trained = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])["model"]
+    vocab = trained["vocab"] | {"<|endoftext|>": len(trained["vocab"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(trained["merges"]))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.digest == TOKENIZERS["bpe"].digest
+    theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
+    assert theirs(TEXT)["input_ids"] == loaded.encode(TEXT)
+
+
+def test_a_folder_without_tokenizer_has_none(tmp_path):
+    assert load_tokenizer(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.clear(),
+        lambda t: t["model"].pop("vocab"),
+        lambda t: t["model"]["vocab"].update(x=0),
+        lambda t: t["model"]["vocab"].update({"Ā": 10**9}),
+        lambda t: t["model"]["vocab"].update({"你": t["model"]["vocab"].pop("a")}),
+        lambda t: t["added_tokens"].append({"id": 3}),
+        lambda t: t.update(added_tokens=7),
+        lambda t: t["model"].update(vocab={"a": "b"}),
+    ],
+)
+def test_a_broken_tokenizer_file_is_refused_in_one_line(tmp_path, change):
+    values = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])
+    change(values)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DamagedError, match=r"tokenizer\.json: damaged") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "\x00", "[" * 100_000])
+def test_a_tokenizer_file_that_is_no_json_object_is_refused(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(DamagedError):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
+    values = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])
+    values["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="no byte-level BPE"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(UserError, match=r"'ß' \(U\+00DF, LATIN SMALL LETTER SHARP S\)"):
+        TOKENIZERS["chars"].encode("straße")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "chars"])
+def test_bytes_that_are_not_utf8_are_refused_with_file_and_offset(kind):
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 1003 \(0xFF\)"):
+        TOKENIZERS[kind].encode_bytes(b"abc\xff", "b.txt", 1000)
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
+        build_tokenizer(TokenizerConfig(kind=kind), text_corpus(b"abc\xff"))
+
+
+def test_an_id_outside_the_vocabulary_is_refused():
+    with pytest.raises(UserError, match="token id 257 is outside"):
+        TOKENIZERS["bytes"].decode([257])
+
+
+def test_lone_surrogates_and_control_characters_do_not_break_encoding():
+    assert TOKENIZERS["bpe"].decode(TOKENIZERS["bpe"].encode("a\ud800\x00")) == "a\ufffd\x00"
+
+
+def test_gpt2_without_its_files_and_network_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(
+        UserError, match=r"6d1cbeee0f20b3d9449abfede4726ed8212e3aee .* TIKTOKEN_CACHE_DIR .* bpe"
+    ):
+        build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
