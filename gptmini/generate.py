@@ -73,6 +73,12 @@ def generate(
 
     Raises UserError for prompts that are empty, longer than the context or outside the vocabulary, and for
     impossible options.
+
+    New tokens are joined to the prompt by `torch.cat`, along the dimension of time:
+
+    >>> torch.cat((torch.tensor([[1, 2], [5, 6]]), torch.tensor([[3], [7]])), dim=1)
+    tensor([[1, 2, 3],
+            [5, 6, 7]])
     """
     prompts = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     rows: list[list[int]] = [[] for _ in prompts]
@@ -123,6 +129,13 @@ def generate_tokens(
     """Continue all prompts together, yielding each new token of each row as it comes.
 
     A row ends after max_new_tokens, or with the first token for which `is_end(row, token id)`.
+
+    Under `torch.inference_mode` nothing is remembered for a backward pass, which saves time and memory:
+
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> with torch.inference_mode():
+    ...     (2 * weight).requires_grad
+    False
     """
     _check(model, prompts, max_new_tokens, seed)
     rows = {number: list(prompt) for number, prompt in enumerate(prompts)}

@@ -96,7 +96,16 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Every position thinks for itself: widen four times, bend, narrow."""
+    """Every position thinks for itself: widen four times, bend, narrow.
+
+    A Linear layer holds a weight (out, in) and a bias (out,), and maps the last dimension of any input:
+
+    >>> linear, x = nn.Linear(2, 3), torch.ones(5, 4, 2)
+    >>> linear(x).shape
+    torch.Size([5, 4, 3])
+    >>> torch.allclose(linear(x), x @ linear.weight.T + linear.bias)
+    True
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -4,7 +4,15 @@ import pytest
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="run the long reliability checks")
+    parser.addoption(
+        "--long", action="store_true", help="run the reliability proofs in full (make reliability)"
+    )
+
+
+@pytest.fixture
+def long(request):
+    """Whether the proofs are to be run in full."""
+    return request.config.getoption("--long")
 
 
 @pytest.fixture(autouse=True)

