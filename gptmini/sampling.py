@@ -123,10 +123,15 @@ def keep_top_p(logits: "Tensor", p: float) -> "Tensor":
     >>> keep_top_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.7).exp()
     tensor([[0.0000, 0.6000, 0.3000]])
     """
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # what the likelier tokens have together
-    return logits.masked_fill((before >= p).scatter(-1, order, before >= p), -math.inf)
+    probabilities = logits.softmax(dim=-1)  # (B, V)
+    for k in (1024, logits.shape[-1]):  # sorting the whole vocabulary takes ten times as long
+        likeliest = probabilities.topk(min(k, logits.shape[-1])).values  # (B, k), falling
+        cumulative = likeliest.cumsum(dim=-1)
+        if (cumulative[:, -1] >= p).all():
+            break
+    before = cumulative - likeliest  # what the likelier tokens have together
+    last = (before < p).sum(dim=-1, keepdim=True) - 1  # (B, 1), the last one needed
+    return logits.masked_fill(probabilities < likeliest.gather(-1, last), -math.inf)
 
 
 def keep_min_p(logits: "Tensor", p: float) -> "Tensor":
@@ -136,8 +141,8 @@ def keep_min_p(logits: "Tensor", p: float) -> "Tensor":
     >>> keep_min_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.4).exp()
     tensor([[0.0000, 0.6000, 0.3000]])
     """
-    largest = logits.amax(dim=-1, keepdim=True)  # (B, 1)
-    return logits.masked_fill(logits < largest + (math.log(p) if p else -math.inf), -math.inf)
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -math.inf)
 
 
 def draw(logits: "Tensor", draws: Sequence[float]) -> "Tensor":
@@ -149,6 +154,6 @@ def draw(logits: "Tensor", draws: Sequence[float]) -> "Tensor":
     >>> draw(torch.tensor([[0.2, 0.5, 0.3]] * 3).log(), [0.1, 0.6, 0.9])
     tensor([0, 1, 2])
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+    cumulative = logits.softmax(dim=-1).cpu().double().cumsum(dim=-1)  # (B, V); not every device has double
     threshold = cumulative.new_tensor(draws)[:, None] * cumulative[:, -1:]  # (B, 1)
     return (cumulative <= threshold).sum(dim=-1).clamp(max=logits.shape[-1] - 1)

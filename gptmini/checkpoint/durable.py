@@ -190,7 +190,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
             raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
         yield
     finally:
-        os.close(file)
+        with _naming(path):
+            os.close(file)
 
 
 def _create(path: Path, data: Bytes | Iterable[Bytes], named: Path) -> None:

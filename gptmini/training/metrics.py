@@ -53,9 +53,11 @@ class Metrics:
         """Write a line to metrics.jsonl and show it.
 
         loss is in nats per token; tokens counts training tokens since step 0; tokens_per_second is over the
-        training steps since the last train line; elapsed_seconds runs on over all sessions of a run.
+        training steps since the last train line, and null in other lines, as are lr and grad_norm;
+        elapsed_seconds runs on over all sessions of a run.
         """
-        tokens_per_second = self._steps * self._tokens_per_step / self._seconds if self._steps else 0.0
+        trained = split == "train" and self._steps > 0
+        tokens_per_second = self._steps * self._tokens_per_step / self._seconds if trained else None
         line = {
             "step": step,
             "split": split,
@@ -64,20 +66,18 @@ class Metrics:
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens": step * self._tokens_per_step,
-            "tokens_per_second": round(tokens_per_second, 1),
+            "tokens_per_second": tokens_per_second and round(tokens_per_second, 1),
             "elapsed_seconds": round(time.perf_counter() - self._started, 3),
         }
         self._lines.append(json.dumps(line))
+        speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
         if split == "train":
             self._steps, self._seconds = 0, 0.0
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
         if split != "train" or self._bar.disable:
-            speed = f"  {tokens_per_second:,.0f} tokens/s" if split == "train" else ""
             width = len(str(self._max_steps))
-            self.say(
-                f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}  "
-                f"{bits_per_byte:.4f} bits/byte{speed}"
-            )
+            text = f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
+            self.say(f"{text}  {bits_per_byte:.4f} bits/byte  {speed}".rstrip())
 
     def say(self, text: str) -> None:
         """Show a line, above the bar where there is one."""
