@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from gptmini.checkpoint.gpt2_files import to_gpt2
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gptmini.checkpoint.gpt2_files import to_gpt2
 from gptmini.config import GPTConfig
 from gptmini.model import ATTENTION, GPT, causal_mask, masked, sdpa
 

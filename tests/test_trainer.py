@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gptmini.checkpoint.store import CheckpointStore
 
 import gptmini
+from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
