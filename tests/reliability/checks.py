@@ -1,0 +1,393 @@
+"""What must hold for a run folder, as functions that the tests call and that no seeded bug may survive.
+
+Each takes an empty folder to work in and returns how many cases it looked at.
+"""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+from itertools import count
+
+import pytest
+import torch
+from disk import Disk, after_power_loss, failing, kill, kill_inside, put, replay, short_write
+
+from gptmini.checkpoint import durable, gpt2_files, store
+from gptmini.config import GPTConfig
+from gptmini.errors import DamagedError, InUseError
+
+CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=2, context_length=2, vocab_size=3)
+VAL_LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 0.5, 6: 2.5}
+
+
+class PlainTokenizer:
+    """The two things that a store asks of a tokenizer."""
+
+    end_of_text = 0
+
+    def files(self):
+        return {"vocabulary.txt": b"one\ntwo\nthree\n"}
+
+
+def checkpoint(step):
+    """The one state that training reaches at `step`."""
+    generator = torch.Generator().manual_seed(step)
+    shapes = gpt2_files.parameter_shapes(CONFIG)
+    model = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    optimizer = {f"{name}.exp_avg": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    optimizer["ln_f.bias.step"] = torch.tensor(float(step))
+    optimizer["ln_f.bias.exp_avg_sq"] = torch.randn(2, generator=generator, dtype=torch.float64)
+    state = store.TrainingState(
+        step=step,
+        tokens=64 * step,
+        val_loss=VAL_LOSSES[step],
+        config={"optim": {"lr": 1e-3}},
+        data_digest="d",
+        tokenizer_digest="t",
+        environment={"torch": torch.__version__},
+    )
+    return store.Checkpoint(step, model, optimizer, state)
+
+
+def assert_same(found, expected):
+    assert found.state.model_dump() == expected.state.model_dump()
+    assert found.step == expected.step
+    model = {name: tensor for name, tensor in found.model.items() if name != "lm_head.weight"}
+    for one, other in [(model, expected.model), (found.optimizer, expected.optimizer)]:
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            assert torch.equal(one[name], other[name]), name
+
+
+def go_on(run, last_step, saved=lambda step: None):
+    """Do as a training run does: lock, clean, resume, and at each step a line of metrics and a checkpoint."""
+    checkpoints = store.CheckpointStore(run, keep=1)
+    with checkpoints.lock():
+        checkpoints.clean()
+        found, skipped = checkpoints.latest()
+        assert not skipped
+        step = found.step if found else 0
+        durable.keep_lines(run / "metrics.jsonl", lambda line: json.loads(line)["step"] <= step)
+        with durable.LineFile(run / "metrics.jsonl") as lines:
+            while step < last_step:
+                step += 1
+                lines.append(json.dumps({"step": step}))
+                lines.sync()
+                checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
+                saved(step)
+
+
+def assert_intact(run, promised):
+    """The newest checkpoint is the last one whose save returned, or the one after it, complete either way."""
+    found, skipped = store.CheckpointStore(run, keep=1).latest()
+    assert not skipped
+    step = found.step if found else 0
+    assert step in (promised, promised + 1)
+    if found:
+        assert_same(found, checkpoint(step))
+        lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        assert lines[:step] == [b'{"step": %d}\n' % n for n in range(1, step + 1)]
+
+
+def assert_finished(run, last_step):
+    """The run can go on, and after one step more its folder is that of an uninterrupted run, to the byte.
+
+    (Until that step, a checkpoint that a killed run did not come to prune is still there.)
+    """
+    uninterrupted = run.parent / f"uninterrupted-{last_step}"
+    with Disk().under():
+        go_on(run, last_step + 1)
+        if not uninterrupted.exists():
+            go_on(uninterrupted, last_step + 1)
+    assert contents(run) == contents(uninterrupted)
+
+
+def contents(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def started_run(folder):
+    """A run that has saved step 1, made once and copied."""
+    if not (folder / "started").exists():
+        with Disk().under():
+            go_on(folder / "started", 1)
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(folder / "started", run)
+    return run
+
+
+def in_a_child(work):
+    """Do `work(report)` in a forked process; returns the last number reported, and whether it was killed."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(lambda number: os.write(writing, bytes([number])))
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as reports:
+        numbers = reports.read()
+    status = os.waitpid(pid, 0)[1]
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or status == 0, "the child failed"
+    return (numbers[-1] if numbers else None), killed
+
+
+def check_kills(folder, stride=1, last_step=3):
+    """Kill -9 at every operation of a resume and its saves, and inside each write."""
+    kills = 0
+    for fault in (kill, kill_inside):
+        for at in count(0, stride):
+            run = started_run(folder)
+
+            def work(report, run=run, fault=fault, at=at):
+                with Disk(fault, at).under():
+                    go_on(run, last_step, report)
+
+            promised, killed = in_a_child(work)
+            if not killed:
+                break
+            kills += 1
+            assert_intact(run, promised or 1)
+            assert_finished(run, last_step)
+    return kills
+
+
+def check_kill_chains(folder, chains, seed=0, last_step=4):
+    """Runs that are killed again and again at random operations, also while they recover."""
+    rng = random.Random(seed)
+    kills = 0
+    for _ in range(chains):
+        run, killed, promised = started_run(folder), True, 1
+        while killed:
+            fault, at = rng.choice([kill, kill_inside]), rng.randrange(150)
+
+            def work(report, run=run, fault=fault, at=at):
+                with Disk(fault, at).under():
+                    go_on(run, last_step, report)
+
+            reported, killed = in_a_child(work)
+            promised = max(promised, reported or 0)
+            found, _ = store.CheckpointStore(run, keep=1).latest()
+            assert_intact(run, promised)
+            promised = found.step  # what was found complete must never go back
+            kills += killed
+        assert_finished(run, last_step)
+    return kills
+
+
+def check_power_loss(folder, states, seed=0):
+    """Every instant of a run, with many ways of losing what was not synced, until `states` were different."""
+    rng = random.Random(seed)
+    root = folder / "disk"
+    root.mkdir()
+    with Disk().under() as disk:
+        for last_step in (3, 5):  # the second one resumes
+            go_on(root / "runs" / "a", last_step, lambda step: disk.log.append(("saved", (step,), None)))
+    instants = [(replay(disk.log[:n], root), last_saved(disk.log[:n])) for n in range(len(disk.log) + 1)]
+    seen, drawn = set(), 0
+    while len(seen) < states:
+        for disk_then, promised in instants:
+            drawn += 1
+            tree = after_power_loss(disk_then, rng, keep=rng.choice([0.0, 0.2, 0.5, 0.8, 1.0]))
+            if (key := repr((promised, tree))) in seen:
+                continue
+            seen.add(key)
+            put(tree, folder / "found")
+            run = folder / "found" / "runs" / "a"
+            store.CheckpointStore(run, keep=1).clean()
+            assert_intact(run, promised)
+            shutil.rmtree(folder / "found")
+    return drawn, len(seen)
+
+
+def last_saved(log):
+    """The step of the last save that had returned."""
+    return max((args[0] for name, args, _ in log if name == "saved"), default=0)
+
+
+FAULTS = {
+    "ENOSPC": failing(errno.ENOSPC),
+    "EIO": failing(errno.EIO),
+    "EROFS": failing(errno.EROFS),
+}
+
+
+def check_faults(folder, stride=1, last_step=3):
+    """Each operation fails, once or from then on: an error with path and cause, nothing lost, no litter."""
+    cases = 0
+    for name, fault in FAULTS.items():
+        for for_good in (False, True):
+            for at in count(0, stride):
+                run, promised = started_run(folder), [1]
+                cause = os.strerror(getattr(errno, name))
+                with Disk(fault, at, for_good).under() as disk:
+                    try:
+                        go_on(run, last_step, promised.append)
+                        error = None
+                    except OSError as raised:
+                        error = str(raised)
+                if len(disk.log) <= at:
+                    break
+                cases += 1
+                assert error, f"{name} at operation {at} ({disk.log[at][0]}) was swallowed"
+                assert cause in error
+                assert str(run) in error, error
+                assert_intact(run, promised[-1])
+                assert_finished(run, last_step)
+    return cases
+
+
+def check_short_writes(folder, stride=1, last_step=3):
+    """Each write takes half of what it is given: nothing is lost."""
+    for cases in count():
+        run = started_run(folder)
+        with Disk(short_write, cases * stride).under() as disk:
+            go_on(run, last_step)
+        if len(disk.log) <= cases * stride:
+            return cases
+        assert_finished(run, last_step)
+
+
+def step_folder(folder):
+    """One small checkpoint, complete."""
+    go_on(folder / "run", 1)
+    return folder / "run" / "checkpoints" / "step-00000001"
+
+
+def refused(folder, path):
+    """The checkpoint in `folder` is refused, and the refusal names `path`."""
+    with pytest.raises(DamagedError) as refusal:
+        store.verify(folder)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code == 4
+
+
+def overwrite(path, content):
+    """Change a file in place, which is quicker than to make it anew."""
+    with open(path, "r+b") as file:
+        file.write(content)
+        file.truncate()
+
+
+def check_bit_flips(folder, stride=1):
+    """Every `stride`-th bit of every file is flipped."""
+    step, flips = step_folder(folder), 0
+    for path in sorted(p for p in step.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        for bit in range(flips % stride, 8 * len(whole), stride):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            overwrite(path, flipped)
+            refused(step, path)
+            flips += 1
+        overwrite(path, whole)
+    store.verify(step)
+    return flips
+
+
+def check_lengths(folder, stride=1):
+    """Every file is cut at every `stride`-th length, and has bytes appended."""
+    step, cases = step_folder(folder), 0
+    for path in sorted(p for p in step.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        changed = [whole[:length] for length in range(cases % stride, len(whole), stride)]
+        for content in [*changed, whole + b"\0", whole + b"\n", whole + b" ", whole + whole]:
+            overwrite(path, content)
+            refused(step, path)
+            cases += 1
+        overwrite(path, whole)
+    store.verify(step)
+    return cases
+
+
+def check_missing_and_extra(folder):
+    """Every file goes missing, becomes a link, or gets company."""
+    step, cases = step_folder(folder), 0
+    aside = folder / "aside"
+    for path in sorted(p for p in step.rglob("*") if p.is_file()):
+        path.rename(aside)
+        refused(step, path)
+        path.symlink_to(aside)
+        refused(step, path)
+        path.unlink()
+        aside.rename(path)
+        extra = path.with_name("extra")
+        extra.write_bytes(b"")
+        refused(step, extra)
+        extra.unlink()
+        cases += 3
+    store.verify(step)
+    return cases
+
+
+def check_fallback(folder):
+    """With any file of the newest checkpoint damaged, a resume goes on from the one before and says so."""
+    checkpoints, cases = store.CheckpointStore(folder / "run", keep=9), 0
+    for step in (1, 2):
+        checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
+    for path in sorted(p for p in checkpoints.path(2).rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        found, skipped = checkpoints.latest()
+        assert_same(found, checkpoint(1))
+        assert len(skipped) == 1
+        assert str(path) in skipped[0]
+        path.write_bytes(whole)
+        cases += 1
+    return cases
+
+
+def check_round_trip(folder):
+    """Everything that was saved is loaded, to the bit."""
+    checkpoints = store.CheckpointStore(folder / "run", keep=1)
+    for step in VAL_LOSSES:
+        checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
+        assert_same(checkpoints.latest()[0], checkpoint(step))
+    return len(VAL_LOSSES)
+
+
+def check_pruning(folder):
+    """The newest and the best stay, a damaged newer one does not count, all others go."""
+    checkpoints = store.CheckpointStore(folder / "run", keep=1)
+    expected = {1: [1], 2: [2], 3: [2, 3], 4: [2, 4], 5: [5], 6: [5, 6]}
+    for step, kept in expected.items():
+        checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
+        assert checkpoints.steps() == kept
+    (checkpoints.path(6) / "manifest.json").write_bytes(b"{}")
+    shutil.copytree(checkpoints.path(6), checkpoints.path(9))
+    checkpoints.save(checkpoint(6), CONFIG, PlainTokenizer())  # written anew, because it was damaged
+    assert checkpoints.steps() == [5, 6, 9]
+    assert checkpoints.latest()[0].step == 6
+    return len(expected)
+
+
+def check_lock(folder):
+    """While one holds the run folder, another is refused and changes nothing."""
+    checkpoints = store.CheckpointStore(folder / "run", keep=1)
+    with checkpoints.lock():
+        before = contents(folder)
+        with pytest.raises(InUseError) as refusal, store.CheckpointStore(folder / "run", keep=1).lock():
+            pass
+        assert refusal.value.exit_code == 5
+        assert contents(folder) == before
+    with checkpoints.lock():
+        return 1
+
+
+def check_torn_lines(folder):
+    """A line torn at any byte is dropped, and so are lines past the resumed step."""
+    path, line = folder / "metrics.jsonl", b'{"step": 2}\n'
+    for cut in range(len(line)):
+        path.write_bytes(b'{"step": 1}\n{"step": 3}\n' + line[:cut])
+        durable.keep_lines(path, lambda line: json.loads(line)["step"] < 3)
+        assert path.read_bytes() == b'{"step": 1}\n'
+    return len(line)
