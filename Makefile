@@ -4,7 +4,7 @@ BIN = .venv/bin
 .PHONY: demo test check clean
 
 demo: .venv/installed            ## train the default config, then generate from it
-	$(BIN)/gptmini train configs/python_docs.yaml
+	$(BIN)/gptmini train configs/python_docs.yaml --resume
 	$(BIN)/gptmini generate runs/python_docs --prompt "The " --temperature 0.7 --seed 2
 
 test: .venv/installed-dev        ## run the tests
