@@ -215,7 +215,7 @@ def dump_config(config: Config) -> str:
     return yaml.dump(values, Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
 
 
-# What a schema says about its keys, and errors in one line
+# ----------------------------------------------------------------------------------- what a schema says
 
 
 S = TypeVar("S", bound=Section)
@@ -249,7 +249,7 @@ def explain(
     if first["type"] == "value_error":  # a rule between keys: its message names them
         return f"{name}: {first['ctx']['error']}{more}"
     if first["type"] == "extra_forbidden":
-        return f"{source}: unknown key {key}{did_you_mean(key, keys(schema))}{more}"
+        return f"{source}: unknown key {_unknown(key, schema)}{more}"
     if first["type"] == "missing" and not too_short:
         return f"{name} is missing{more}"
     quote = isinstance(first["input"], int | float) and accepts_text(node)
@@ -350,6 +350,17 @@ def show(value: Any) -> str:
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
+_short.maxlevel = 2  # aliases can make a small file a value without end
+
+
+def _unknown(key: str, schema: type[Section]) -> str:
+    """A key that the schema lacks, and what may be meant by it."""
+    if key in keys(schema):  # written as on the command line
+        section, _, name = key.partition(".")
+        return f"{key}; write `{section}: {{{name}: ...}}`"
+    sections = [] if "." in key else schema.model_fields
+    shown = key if re.fullmatch(r"[\w.-]{1,60}", key) else show(key)
+    return shown + did_you_mean(key, [*keys(schema), *sections])
 
 
 @cache
@@ -370,7 +381,8 @@ def _find(schema: type[Section], location: Iterable[int | str]) -> tuple[str, di
         if isinstance(part, int) and node.get("type") == "array":
             key, node = f"{key}[{part}]", [*node.get("prefixItems", ()), node.get("items", {})][part]
         elif node.get("type") == "object":
-            inner = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+            inner = node.get("properties", {}).get(part, node.get("additionalProperties"))
+            inner = inner if isinstance(inner, dict) else {}  # true or false: any keys, or no others
             key, node = f"{key}.{part}" if key else str(part), inner
         else:
             break
@@ -405,7 +417,7 @@ def _alternatives(node: Mapping[str, Any]) -> list[str]:
             return [f"a list of {count}{_kind(items[0], plural=True)}"]
         case "object":
             return ["keys of its own"]
-    return [_kind(node)]
+    return [_kind(node) if node.get("type") in _NOUNS else "another value"]
 
 
 def _kind(node: Mapping[str, Any], plural: bool = False) -> str:
@@ -422,7 +434,7 @@ def _kind(node: Mapping[str, Any], plural: bool = False) -> str:
     return f"{words} matching {node['pattern']}" if "pattern" in node and "format" not in node else words
 
 
-# Reading YAML
+# ----------------------------------------------------------------------------------------- reading YAML
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -444,11 +456,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: {place}{' '.join(str(error.problem).split())}") from None
+        problem = ": ".join(filter(None, (error.context, error.problem)))
+        raise UserError(f"{path}: {place}{' '.join(problem.split())}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply for a config") from None
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise UserError(f"{path}: {found}, but a config is a mapping of sections such as `model:`")
@@ -456,12 +467,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML text by the 1.2 rules for numbers and words.
+    """YAML text by the 1.2 rules for numbers and words; raises yaml.YAMLError where it is none.
 
     >>> parse_yaml("{lr: 3e-4, corpus: no, when: 1:30, bias: true, steps: 1_000}")
     {'lr': 0.0003, 'corpus': 'no', 'when': '1:30', 'bias': True, 'steps': '1_000'}
     """
-    return yaml.load(text, _Yaml12Loader)
+    try:
+        return yaml.load(text, _Yaml12Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, OverflowError):  # PyYAML's, for an escape such as \UFFFFFFFF
+        raise yaml.YAMLError("holds an escape that is no character") from None
 
 
 class _Yaml12Loader(yaml.SafeLoader):
