@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from gptmini.config import DataConfig, TokenizerConfig
 from gptmini.data import corpus as corpus_module
+from gptmini.data.named import cache_folder
 from gptmini.data.token_file import Windows, permute, prepare, validation_batches
 from gptmini.errors import UserError
 
@@ -109,7 +110,7 @@ def test_documents_are_separated_and_split_at_their_ends(tmp_path):
 def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_path):
     first = prepared(tmp_path, "some text " * 20)
     tokens = first.train.tolist()
-    (folder,) = (corpus_module.cache_folder() / "tokens").iterdir()
+    (folder,) = (cache_folder() / "tokens").iterdir()
     before = (folder / "train.bin").stat().st_mtime_ns
     assert prepared(tmp_path, "some text " * 20).digest == first.digest
     assert (folder / "train.bin").stat().st_mtime_ns == before

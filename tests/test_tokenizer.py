@@ -7,7 +7,8 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from gptmini.config import TokenizerConfig
-from gptmini.data.corpus import Chunk, Corpus
+from gptmini.data.corpus import Corpus
+from gptmini.data.documents import Document
 from gptmini.data.tokenizer import build_tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
@@ -16,7 +17,7 @@ TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 ti
 
 def text_corpus(text: str | bytes = TEXT) -> Corpus:
     data = text.encode() if isinstance(text, str) else text
-    return Corpus("a text", (lambda: iter([Chunk(data, "a.txt", 0, ends_document=True)]),))
+    return Corpus("a text", (lambda: iter([Document("a.txt", [data])]),))
 
 
 def built(kind, text=TEXT, vocab_size=None):

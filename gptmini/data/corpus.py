@@ -4,37 +4,31 @@ A corpus is a sequence of documents, and a document is a run of UTF-8 bytes. Nei
 `Corpus.chunks` reads a megabyte at a time, as often as it is asked.
 """
 
-import ast
-import glob
+import codecs
 import hashlib
-import inspect
-import itertools
-import os
 import platform
 import re
-import sys
-import sysconfig
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from pathlib import Path
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gptmini.config import did_you_mean
+from gptmini.data.documents import (
+    STANDARD_INPUT,
+    Document,
+    find_files,
+    read_documents,
+    read_standard_input,
+)
+from gptmini.data.named import NAMED, PYTHON_DOCS, open_named
 from gptmini.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-
-# What is read from a folder. A file that is named, or that a glob matches, is read whatever its suffix.
-TEXT_SUFFIXES = frozenset(
-    {".txt", ".text", ".md", ".markdown", ".rst", ".org", ".tex", ".srt", ".csv", ".tsv"}
-    | {".html", ".htm", ".css", ".xml", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".sql", ".sh"}
-    | {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
-    | {".js", ".jsx", ".ts", ".tsx", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".scala", ".hs", ".ml"}
-)
+Errors = Literal["strict", "replace", "ignore"]
 
 
 class Chunk(NamedTuple):
@@ -63,7 +57,8 @@ class Corpus:
     """Documents in a fixed order."""
 
     name: str
-    sources: tuple[Callable[[], Iterator[Chunk]], ...]
+    sources: tuple[Callable[[], Iterator[Document]], ...]
+    errors: Errors = "strict"  # what to do with bytes that are not UTF-8; strict leaves them to the tokenizer
     python_version: str | None = None  # of the interpreter whose documentation is part of it
 
     def chunks(self) -> Iterator[Chunk]:
@@ -73,7 +68,9 @@ class Corpus:
         encoding them one by one gives the ids of the whole text. (Where a megabyte holds no such place,
         they end between two characters.) Documents without text are left out.
         """
-        return itertools.chain.from_iterable(read() for read in self.sources)
+        for read in self.sources:
+            for source, blocks in read():
+                yield from _cut(source, blocks if self.errors == "strict" else _mended(blocks, self.errors))
 
     @cached_property
     def contents(self) -> Contents:
@@ -111,98 +108,46 @@ class Fingerprint:
         return Contents(self._corpus.hexdigest(), np.array(self._document_bytes, dtype=np.int64))
 
 
-def open_corpus(corpus: str | tuple[str, ...]) -> Corpus:
-    """The corpus that `data.corpus` describes: a name, a text file, a folder, a glob, or several of these.
+def open_corpus(corpus: str | tuple[str, ...], text_field: str = "text", errors: Errors = "strict") -> Corpus:
+    """The corpus that `data.corpus` describes: a name, a file, a folder, a glob, - or several of these.
 
-    Folders are searched recursively for TEXT_SUFFIXES, leaving out hidden files; files come in sorted
-    order, each is one document, and a file that is named twice is read once. Raises UserError when
-    something is missing, matches nothing or cannot be read.
+    - is standard input. Files come in sorted order, and one that is named twice is read once. `text_field` is
+    the field of JSON lines, or the column of parquet, that holds the text. Bytes that are not UTF-8 are
+    replaced by U+FFFD (errors = replace), dropped (ignore), or left for the tokenizer to judge (strict).
+    Raises UserError when something is missing, matches nothing or cannot be read.
     """
     entries = (corpus,) if isinstance(corpus, str) else corpus
-    sources: dict[object, Callable[[], Iterator[Chunk]]] = {}  # by name or path: nothing is read twice
+    sources: dict[object, Callable[[], Iterator[Document]]] = {}  # by name or path: nothing is read twice
     for entry in entries:
-        if entry == PYTHON_DOCS:
-            sources[entry] = _read_python_docs
-        elif entry in DOWNLOADS:
-            sources.update(_file_sources([find_download(entry)]))
+        if entry == STANDARD_INPUT:
+            sources[entry] = read_standard_input
+        elif entry in NAMED:
+            sources[entry] = open_named(entry)
         else:
-            sources.update(_file_sources(_find_files(entry)))
+            files = find_files(entry)
+            if not files:
+                raise UserError(
+                    f"data.corpus = {entry}: no such file or folder, and no corpus of that name"
+                    f"{did_you_mean(entry, NAMED)} (named corpora: {', '.join(NAMED)})"
+                )
+            sources.update({path.resolve(): partial(read_documents, path, text_field) for path in files})
     return Corpus(
         name=", ".join(entries),
         sources=tuple(sources.values()),
+        errors=errors,
         python_version=platform.python_version() if PYTHON_DOCS in sources else None,
     )
 
 
-def cache_folder() -> Path:
-    """Where downloads and token files are kept: GPTMINI_CACHE_DIR, or the user's cache folder."""
-    if folder := os.environ.get("GPTMINI_CACHE_DIR"):
-        return Path(folder)
-    import pooch  # takes a moment to import, and most runs do not need it
-
-    return Path(pooch.os_cache("gptmini"))
-
-
-# ---------------------------------------------------------------------------------------------- files
+def _mended(blocks: Iterable[bytes], errors: Errors) -> Iterator[bytes]:
+    """UTF-8 in any case."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    for block in blocks:
+        yield decoder.decode(block).encode()
+    yield decoder.decode(b"", final=True).encode()
 
 
-def _find_files(entry: str) -> list[Path]:
-    """The files that one entry of `data.corpus` stands for, in sorted order."""
-    path = Path(entry).expanduser()
-    if path.is_dir():
-        files = [file for file in _files_under(path) if file.suffix.lower() in TEXT_SUFFIXES]
-        if not files:
-            raise UserError(
-                f"data.corpus = {entry}: this folder holds no text file; the suffixes read from a folder are "
-                f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
-            )
-        return files
-    if path.exists():
-        return [path]
-    if glob.has_magic(entry):
-        files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [match for match in files if match.is_file()]
-        if not files:
-            raise UserError(f"data.corpus = {entry}: no file matches this pattern")
-        return files
-    names = [PYTHON_DOCS, *DOWNLOADS]
-    raise UserError(
-        f"data.corpus = {entry}: no such file or folder, and no corpus of that name"
-        f"{did_you_mean(entry, names)} (named corpora: {', '.join(names)})"
-    )
-
-
-def _files_under(folder: Path, skipped: frozenset[str] = frozenset()) -> list[Path]:
-    """Every file below a folder, sorted, without hidden ones and without folders of a skipped name."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def _file_sources(files: Iterable[Path]) -> dict[object, Callable[[], Iterator[Chunk]]]:
-    return {path.resolve(): partial(_read_file, path) for path in files}
-
-
-def _read_file(path: Path) -> Iterator[Chunk]:
-    return _cut(str(path), _read_blocks(path))
-
-
-def _read_blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(CHUNK_BYTES):
-                yield block
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-# ---------------------------------------------------------------------------------------------- chunks
+# ---------------------------------------------------------------------------------------- chunks
 
 # Where a run of whitespace begins: whitespace in ASCII that follows no whitespace in Unicode's sense. GPT-2's
 # pattern takes whitespace into a token only together with what follows it, never with what stands before it.
@@ -227,7 +172,7 @@ def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
 
 def _last_boundary(data: bytes) -> int:
     """The last place in data[1 : CHUNK_BYTES + 1] where a chunk may end."""
-    for start in (CHUNK_BYTES - 4096, 1):  # nearly always it is close to the end
+    for start in (max(1, CHUNK_BYTES - 4096), 1):  # nearly always it is close to the end
         matches = list(_RUN_OF_WHITESPACE.finditer(data, start, CHUNK_BYTES + 1))
         if matches:
             return matches[-1].start()
@@ -244,141 +189,3 @@ def character_boundary(data: bytes, position: int) -> int:
         if boundary == len(data) or data[boundary] & 0b1100_0000 != 0b1000_0000:
             return boundary
     return position  # four continuation bytes in a row: not UTF-8, so there is nothing to keep whole
-
-
-# ---------------------------------------------------------------------------------------------- python-docs
-
-PYTHON_DOCS = "python-docs"
-
-# Folders of the standard library without documentation of their own.
-_SKIPPED = frozenset({"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "pydoc_data"})
-_SKIPPED |= {"site-packages", "dist-packages", "__pycache__"}
-
-
-def _read_python_docs() -> Iterator[Chunk]:
-    for source, text in python_docs():
-        yield from _cut(source, [text.encode()])
-
-
-@cache
-def python_docs() -> tuple[tuple[str, str], ...]:
-    """(source, text) of each help topic and standard module of the running interpreter.
-
-    Paragraphs that stand in several places are kept once. The order is that of the texts' digests: fixed,
-    but as good as shuffled, so that the end of the corpus is a fair sample of the whole. Raises UserError
-    where Python was installed without its documentation.
-    """
-    seen: set[str] = set()
-    documents = []
-    for source, text in itertools.chain(_help_topics(), _docstrings()):
-        paragraphs = []
-        for paragraph in text.strip("\n").split("\n\n"):
-            key = " ".join(paragraph.split())
-            if key and key not in seen:
-                seen.add(key)
-                paragraphs.append(paragraph.rstrip())
-        if paragraphs:
-            documents.append((source, "\n\n".join(paragraphs) + "\n"))
-    if not documents:
-        raise UserError(
-            f"data.corpus = {PYTHON_DOCS}: Python {platform.python_version()} at {sys.prefix} was installed "
-            "without help topics and library sources; give the path of a text of your own"
-        )
-    documents.sort(key=lambda document: hashlib.sha256(document[1].encode()).digest())
-    return tuple(documents)
-
-
-def _help_topics() -> Iterator[tuple[str, str]]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # some distributions package it apart
-        return
-    for name in sorted(topics):
-        yield f"help('{name}')", topics[name]
-
-
-def _docstrings() -> Iterator[tuple[str, str]]:
-    """The docstrings of each module of the standard library, read from its source and not by importing it."""
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in _files_under(library, _SKIPPED):
-        if path.suffix == ".py":
-            try:
-                tree = ast.parse(path.read_bytes())
-            except (OSError, SyntaxError, ValueError):  # a template, or a file for another version
-                continue
-            text = "\n\n".join(_docstrings_under(tree))
-            yield path.relative_to(library).as_posix(), text.encode(errors="replace").decode()
-
-
-def _docstrings_under(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
-) -> Iterator[str]:
-    if docstring := ast.get_docstring(node, clean=False):
-        yield inspect.cleandoc(docstring)
-    for child in node.body:
-        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield from _docstrings_under(child)
-
-
-# ---------------------------------------------------------------------------------------------- downloads
-
-
-@dataclass(frozen=True)
-class Download:
-    """A corpus to be fetched once and checked by its digest."""
-
-    file_name: str
-    url: str
-    sha256: str
-    size_bytes: int
-    other_names: tuple[str, ...] = ()  # under which a copy may lie in the cache folder already
-
-
-DOWNLOADS = {
-    "tiny-shakespeare": Download(
-        file_name="tiny-shakespeare.txt",
-        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        size_bytes=1_115_394,
-        other_names=("input.txt", "tinyshakespeare.txt"),
-    ),
-}
-
-
-def find_download(name: str) -> Path:
-    """The file of a named corpus, in the cache folder or fetched into it.
-
-    Raises UserError with what to do when it is not there and cannot be fetched.
-    """
-    download = DOWNLOADS[name]
-    folder = cache_folder()
-    for file_name in (download.file_name, *download.other_names):
-        if _has_digest(folder / file_name, download):
-            return folder / file_name
-    import pooch
-
-    try:
-        fetched = pooch.retrieve(
-            download.url,
-            known_hash=f"sha256:{download.sha256}",
-            fname=download.file_name,
-            path=folder,
-            progressbar=sys.stderr.isatty(),
-        )
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"data.corpus = {name}: cannot be downloaded ({type(error).__name__}: {reason}); without a "
-            f"network put {download.url} ({download.size_bytes:,} bytes, sha256 {download.sha256}) at "
-            f"{folder / download.file_name}, or use {PYTHON_DOCS} or the path of a text of your own"
-        ) from None
-    return Path(fetched)
-
-
-def _has_digest(path: Path, download: Download) -> bool:
-    if not path.is_file() or path.stat().st_size != download.size_bytes:
-        return False
-    digest = hashlib.sha256()
-    for block in _read_blocks(path):
-        digest.update(block)
-    return digest.hexdigest() == download.sha256

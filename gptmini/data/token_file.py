@@ -23,15 +23,8 @@ from tqdm import tqdm
 
 from gptmini.checkpoint import durable
 from gptmini.config import DataConfig, Section, TokenizerConfig
-from gptmini.data.corpus import (
-    Chunk,
-    Contents,
-    Corpus,
-    Fingerprint,
-    cache_folder,
-    character_boundary,
-    open_corpus,
-)
+from gptmini.data.corpus import Chunk, Contents, Corpus, Fingerprint, character_boundary, open_corpus
+from gptmini.data.named import cache_folder
 from gptmini.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
