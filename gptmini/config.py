@@ -33,12 +33,15 @@ Device = (
 
 
 class ModelConfig(Section):
-    """The shape of the GPT. GPT-2's four sizes are 12/12/768, 24/16/1024, 36/20/1280 and 48/25/1600."""
+    """The shape of the GPT; the defaults suit a laptop.
 
-    n_layer: int = Field(12, ge=1, description="Number of blocks.")
-    n_head: int = Field(12, ge=1, description="Attention heads per block.")
-    n_embd: int = Field(768, ge=1, description="Width of the residual stream; a multiple of n_head.")
-    context_length: int = Field(1024, ge=1, description="Longest sequence the model can see, in tokens.")
+    GPT-2's four sizes are 12/12/768, 24/16/1024, 36/20/1280 and 48/25/1600, all with context 1024.
+    """
+
+    n_layer: int = Field(4, ge=1, description="Number of blocks.")
+    n_head: int = Field(4, ge=1, description="Attention heads per block.")
+    n_embd: int = Field(128, ge=1, description="Width of the residual stream; a multiple of n_head.")
+    context_length: int = Field(128, ge=1, description="Longest sequence the model can see, in tokens.")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Share of activations dropped while training.")
     bias: bool = Field(True, description="Biases in the Linear and LayerNorm layers, as GPT-2 has them.")
     attention: Literal["masked", "sdpa"] = Field(
@@ -379,7 +382,8 @@ def _find(schema: type[Section], location: Iterable[int | str]) -> tuple[str, di
     key, node = "", _json_schema(schema)
     for part in location:
         if isinstance(part, int) and node.get("type") == "array":
-            key, node = f"{key}[{part}]", [*node.get("prefixItems", ()), node.get("items", {})][part]
+            first = node.get("prefixItems", [])
+            key, node = f"{key}[{part}]", first[part] if part < len(first) else node.get("items", {})
         elif node.get("type") == "object":
             inner = node.get("properties", {}).get(part, node.get("additionalProperties"))
             inner = inner if isinstance(inner, dict) else {}  # true or false: any keys, or no others

@@ -290,3 +290,16 @@ def test_starting_from_a_model_of_another_shape_is_refused(make_config, model, m
     train(first, quiet=True)
     with pytest.raises(UserError, match=message):
         train(make_config("second", model=model, train={"init_from": first.train.out_dir}), quiet=True)
+
+
+def test_an_out_dir_that_cannot_be_made_is_a_user_error(make_config, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"train\.out_dir = .*file: is a file"):
+        train(make_config("file"), quiet=True)
+    with pytest.raises(UserError, match=r"train\.out_dir = .*file/run: the folder cannot be made"):
+        train(make_config("file/run"), quiet=True)
+
+
+def test_resuming_where_nothing_was_saved_starts_and_says_so(make_config, capsys):
+    train(make_config(), resume=True)
+    assert "no checkpoint to resume in" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def plan(config: Config, model: GPTConfig, corpus_tokens: int) -> Plan:
 def count_parameters(model: GPTConfig) -> int:
     """Number of trainable values; the tied output table counts once.
 
-    >>> count_parameters(GPTConfig())  # GPT-2 small
+    >>> count_parameters(GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024))  # GPT-2 small
     124439808
     """
     C = model.n_embd

@@ -1,6 +1,7 @@
 """Where a run begins: random weights, another model's weights, or its own last checkpoint."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -8,12 +9,14 @@ import torch
 from gptmini.checkpoint.store import CheckpointStore, TrainingState, load
 from gptmini.config import Config, GPTConfig, ModelConfig
 from gptmini.data.token_file import TokenData, prepare
-from gptmini.errors import UserError
+from gptmini.errors import InUseError, UserError
 from gptmini.model import GPT
 
 
 def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
     """Keep a run off another one's folder: UserError unless it resumes, InUseError while one is at work."""
+    if store.run_folder.exists() and not store.run_folder.is_dir():
+        raise UserError(f"train.out_dir = {store.run_folder}: is a file, but a run needs a folder")
     if (store.run_folder / "config.yaml").exists():
         with store.lock():
             pass
@@ -22,6 +25,19 @@ def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
                 f"train.out_dir = {store.run_folder}: holds a run already; "
                 "go on with it by --resume, or choose another folder"
             )
+
+
+def lock_run_folder(store: CheckpointStore) -> AbstractContextManager[None]:
+    """Make the run folder, if it is new, and keep others out of it; UserError where it cannot be made."""
+    try:
+        return store.lock()
+    except InUseError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"train.out_dir = {store.run_folder}: the folder cannot be made: "
+            f"{error.filename}: {error.strerror}"
+        ) from None
 
 
 def build_model_and_data(config: Config, quiet: bool) -> tuple[GPT, TokenData]:

@@ -26,7 +26,12 @@ from gptmini.training.optim import (
 )
 from gptmini.training.plan import plan
 from gptmini.training.runtime import Runtime, StopSignal, seed_everything, start_runtime, stop_signal
-from gptmini.training.start import build_model_and_data, check_resumable, refuse_used_folder
+from gptmini.training.start import (
+    build_model_and_data,
+    check_resumable,
+    lock_run_folder,
+    refuse_used_folder,
+)
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
@@ -39,10 +44,10 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
     refuse_used_folder(store, resume)
     model, data = build_model_and_data(config, quiet)
-    with store.lock(), stop_signal() as stop:
+    with lock_run_folder(store), stop_signal() as stop:
         store.clean()
         trainer = Trainer(config, runtime, model, data, store)
-        notes = trainer.restore()
+        notes = trainer.restore() if resume else []
         write_file(store.run_folder / "config.yaml", dump_config(config).encode())
         path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
         with Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
@@ -192,7 +197,7 @@ class Trainer:
         """Go to where the newest good checkpoint stands, if any; returns what the user should know."""
         checkpoint, notes = self.store.latest()
         if checkpoint is None:
-            return notes
+            return [f"no checkpoint to resume in {self.store.run_folder}: starting from step 0"]
         state = checkpoint.state
         difference = check_resumable(state, self.config, self.data, self.runtime.environment())
         with torch.no_grad():
