@@ -6,62 +6,37 @@ does not, the window's start jumps so that half a context stays (`window_start`)
 positions cannot slide. A cache (kv_cache.py) computes the same with less work.
 """
 
-import codecs
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gptmini.data.tokenizer import Tokenizer
 from gptmini.errors import UserError
+from gptmini.generated_text import GeneratedText
 from gptmini.kv_cache import KVCache
 from gptmini.model import GPT
 from gptmini.sampling import Sampling, build_sampling
 
+Prompts = TypeVar("Prompts", Tensor, list[list[int]])  # what goes in as a tensor comes out as a tensor
 SAMPLES_AT_ONCE = 16  # rows of one batch in generate_text: more gain little speed and need more memory
 
 
-@overload
 def generate(
     model: GPT,
-    tokens: Tensor,
+    tokens: Prompts,
     *,
     max_new_tokens: int,
     seed: int | None = None,
     stop_token: int | None = None,
     use_cache: bool = True,
     **sampling: float | None,
-) -> Tensor: ...
-
-
-@overload
-def generate(
-    model: GPT,
-    tokens: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    seed: int | None = None,
-    stop_token: int | None = None,
-    use_cache: bool = True,
-    **sampling: float | None,
-) -> list[list[int]]: ...
-
-
-def generate(
-    model: GPT,
-    tokens: Tensor | Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    seed: int | None = None,
-    stop_token: int | None = None,
-    use_cache: bool = True,
-    **sampling: float | None,
-) -> Tensor | list[list[int]]:
+) -> Prompts:
     """Continue every row of `tokens`, int64 (B, T); returns (B, T + n), n <= max_new_tokens, prompt included.
 
     A row ends early with `stop_token`, and is filled up with it. Prompts of unequal length are given as
@@ -80,8 +55,10 @@ def generate(
     tensor([[1, 2, 3],
             [5, 6, 7]])
     """
+    if isinstance(tokens, Tensor) and (tokens.dim() != 2 or tokens.is_floating_point()):
+        raise UserError(f"tokens are {tokens.dtype} {tuple(tokens.shape)}, but must be int64 (B, T)")
     prompts = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-    rows: list[list[int]] = [[] for _ in prompts]
+    added: list[list[int]] = [[] for _ in prompts]
     for token in generate_tokens(
         model,
         prompts,
@@ -91,14 +68,13 @@ def generate(
         is_end=lambda row, token: token == stop_token,
         use_cache=use_cache,
     ):
-        rows[token.row].append(token.id)
-    if not isinstance(tokens, Tensor):
-        return [[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)]
-    n = max(map(len, rows), default=0)
-    new = torch.tensor(
-        [row + [stop_token or 0] * (n - len(row)) for row in rows], dtype=torch.int64
-    )  # (B, n)
-    return torch.cat((tokens, new.view(len(rows), n).to(tokens.device)), dim=1)  # (B, T + n)
+        added[token.row].append(token.id)
+    if isinstance(tokens, Tensor):
+        n = max(map(len, added), default=0)
+        filled = [row + [stop_token or 0] * (n - len(row)) for row in added]
+        new = torch.tensor(filled, dtype=torch.int64, device=tokens.device).view(len(added), n)  # (B, n)
+        return torch.cat((tokens, new), dim=1)  # (B, T + n)
+    return [prompt + row for prompt, row in zip(tokens, added, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,19 +126,20 @@ def generate_tokens(
                 return
             texts = list(rows.values())
             logits = model.lm_head(last_features(model, texts, cache)).float()  # (B, V)
-            draws = [uniform[number].random() for number in rows]  # (B,)
-            chosen = sampling.choose(logits, texts, draws).tolist()
-            ended = []
-            for i, (number, token) in enumerate(zip(list(rows), chosen, strict=True)):
+            if not logits.sum().isfinite():
+                raise UserError("the model gives no finite logits: its training diverged or it is damaged")
+            draws = [uniform[number].random() for number in rows]
+            chosen = sampling.choose(logits, texts, draws).tolist()  # B ids
+            ended = set()
+            for number, token, scores in zip(rows, chosen, logits, strict=True):
                 rows[number].append(token)
                 if is_end(number, token):
-                    ended.append(number)
-                yield Token(number, token, logits[i])
+                    ended.add(number)
+                yield Token(number, token, scores)
             if ended:
                 if cache is not None:
                     cache = cache.select([i for i, number in enumerate(rows) if number not in ended])
-                for number in ended:
-                    del rows[number]
+                rows = {number: row for number, row in rows.items() if number not in ended}
     finally:
         model.train(was_training)
 
@@ -290,52 +267,6 @@ def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool)
             )
         ids = [tokenizer.end_of_text]
     return ids[-model.config.context_length :] if truncate else ids
-
-
-class GeneratedText:
-    """The text of one row: bytes of tokens joined to characters, and cut where a stop string begins."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        if "" in stop:
-            raise UserError("a stop string is empty, and would end every text at once: leave it out")
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self.pending = ""  # decoded and not yet taken
-        self.ended = False
-
-    def add(self, token: int) -> bool:
-        """Join a token to the text; returns whether the text ends with it."""
-        if token == self.tokenizer.end_of_text:
-            return True
-        self.pending += self.characters.decode(self.tokenizer.decode_bytes([token]))
-        found = [place for stop in self.stop if (place := self.pending.find(stop)) >= 0]
-        if found:
-            self.pending, self.ended = self.pending[: min(found)], True
-        return self.ended
-
-    def take(self) -> str:
-        """The text that is certain by now, without what was taken before."""
-        held = 0 if self.ended else max((_overlap(self.pending, stop) for stop in self.stop), default=0)
-        cut = len(self.pending) - held
-        piece, self.pending = self.pending[:cut], self.pending[cut:]
-        return piece
-
-    def rest(self) -> str:
-        """What is left when no more tokens come; bytes of an unfinished character become U+FFFD."""
-        unfinished = "" if self.ended else self.characters.decode(b"", final=True)
-        piece, self.pending = self.pending + unfinished, ""
-        return piece
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` may be the beginning of `stop`.
-
-    >>> _overlap("the en", "end"), _overlap("the en", "new")
-    (2, 1)
-    """
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _check(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None) -> None:

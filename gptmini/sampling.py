@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from gptmini.config import Section, explain
-from gptmini.errors import UserError
+from gptmini.config import Section, validate
 
 if TYPE_CHECKING:  # the command line reads the options below before torch is loaded
     from torch import Tensor
@@ -21,7 +20,7 @@ class SamplingOptions(Section):
     """What a user can say about how the next token is chosen."""
 
     temperature: float = Field(
-        1.0, ge=0.0, description="Divides the logits: lower is safer, 0 takes the likeliest token."
+        1.0, ge=0.0, le=100.0, description="Divides the logits: lower is safer, 0 takes the likeliest token."
     )
     top_k: int | None = Field(None, ge=1, description="Choose among the k likeliest tokens.")
     top_p: float | None = Field(
@@ -34,7 +33,7 @@ class SamplingOptions(Section):
         description="Choose among tokens at least this share as likely as the likeliest.",
     )
     repetition_penalty: float = Field(
-        1.0, gt=0.0, description="Above 1, makes tokens that the text already holds less likely."
+        1.0, ge=0.01, le=100.0, description="Above 1, makes tokens that the text already holds less likely."
     )
 
 
@@ -45,14 +44,20 @@ class Sampling(SamplingOptions):
         None, ge=0, description="A token never chosen twice in a row, such as end of text."
     )
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: at 0, and where dividing by the temperature would overflow."""
+        return self.temperature < 1e-5
+
     def filter(self, logits: "Tensor", rows: Sequence[Sequence[int]]) -> "Tensor":
         """The logits (B, V) that are left to choose from; `rows` are the B texts so far, in tokens."""
         if self.no_repeat_token is not None:
             logits = close_repeated(logits, rows, self.no_repeat_token)
         if self.repetition_penalty != 1.0:
             logits = penalize_repetition(logits, rows, self.repetition_penalty)
-        if self.temperature not in (0.0, 1.0):
-            logits = logits / self.temperature
+        if self.greedy:
+            return logits  # the options below never close the likeliest token
+        logits = logits / self.temperature
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1.0:
@@ -64,15 +69,12 @@ class Sampling(SamplingOptions):
     def choose(self, logits: "Tensor", rows: Sequence[Sequence[int]], draws: Sequence[float]) -> "Tensor":
         """Token ids (B,) for logits (B, V); row b is decided by draws[b], uniform in [0, 1)."""
         logits = self.filter(logits, rows)
-        return logits.argmax(dim=-1) if self.temperature == 0.0 else draw(logits, draws)
+        return logits.argmax(dim=-1) if self.greedy else draw(logits, draws)
 
 
 def build_sampling(**options: float | None) -> Sampling:
     """`Sampling(**options)`; raises UserError, one line, where an option is unknown or out of range."""
-    try:
-        return Sampling(**options)  # type: ignore[arg-type]  # what the validation is for
-    except ValidationError as error:
-        raise UserError(explain(error, Sampling, "sampling")) from None
+    return validate(Sampling, options, "sampling")
 
 
 def close_repeated(logits: "Tensor", rows: Sequence[Sequence[int]], token: int) -> "Tensor":
