@@ -1,11 +1,16 @@
+"""The checkpoint store, and `load` for checkpoints of ours and of others."""
+
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from gptmini.checkpoint.plain_files import TensorFiles, tensor_file_pieces
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load, verify
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.tokenizer import build_tokenizer
@@ -74,45 +79,6 @@ def test_a_run_folder_without_losses_loads_its_newest(store):
     assert torch.equal(model.token_embedding.weight, checkpoint(2, seed=2).model["token_embedding.weight"])
 
 
-def test_every_flipped_bit_is_found_and_the_file_named(store):
-    path = save(store, 1)
-    flips = 0
-    for file in files(path):
-        data = file.read_bytes()
-        for i in range(0, len(data), max(1, len(data) // 40)):
-            spoiled = bytearray(data)
-            spoiled[i] ^= 1 << (i % 8)
-            file.write_bytes(spoiled)
-            with pytest.raises((DamagedError, UserError), match=file.name.replace(".", r"\.")):
-                verify(path)
-            flips += 1
-        file.write_bytes(data)
-    verify(path)
-    assert flips > 200
-
-
-def test_truncated_longer_missing_extra_and_linked_files_are_found(store, tmp_path):
-    path = save(store, 1)
-    for file in files(path):
-        data = file.read_bytes()
-        for spoiled in (data[:-1], b"", data + b"\0"):
-            file.write_bytes(spoiled)
-            with pytest.raises(DamagedError):
-                verify(path)
-        file.unlink()
-        with pytest.raises(DamagedError):
-            verify(path)
-        (tmp_path / "elsewhere").write_bytes(data)
-        file.symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(DamagedError, match="plain file"):
-            verify(path)
-        file.unlink()
-        file.write_bytes(data)
-    (path / "extra.bin").write_bytes(b"x")
-    with pytest.raises(DamagedError, match=r"extra\.bin: not part of the checkpoint"):
-        verify(path)
-
-
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(store):
     save(store, 1, seed=1)
     newest = save(store, 2, seed=2)
@@ -177,3 +143,99 @@ def test_a_folder_without_checkpoint_is_a_user_error(tmp_path, make, message):
     make(tmp_path / "run")
     with pytest.raises(UserError, match=message):
         load(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """A GPT-2 that transformers made."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+
+def assert_same_logits(model, theirs, tolerance=1e-4):
+    tokens = torch.arange(32).view(2, 16)
+    with torch.inference_mode():
+        assert (model(tokens) - theirs(tokens).logits).abs().max() < tolerance
+
+
+def test_a_folder_that_transformers_wrote_loads_with_the_same_logits(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    for name in ("whole", "sharded"):
+        model, tokenizer = load(tmp_path / name)
+        assert tokenizer is None
+        assert_same_logits(model, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_load_as_float32(theirs, tmp_path, dtype):
+    theirs.to(dtype).save_pretrained(tmp_path / "half")
+    model, _ = load(tmp_path / "half")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert_same_logits(model, theirs.float())
+
+
+def test_a_loaded_model_is_like_one_that_was_built(store):
+    model, tokenizer = load(save(store, 1))
+    built = GPT(TINY)
+    assert not model.training
+    assert tokenizer.digest == TOKENIZER.digest
+    assert model.lm_head.weight is model.token_embedding.weight
+    assert torch.equal(model.causal_mask, built.causal_mask)
+    for (name, loaded), (name_too, new) in zip(
+        model.named_parameters(), built.named_parameters(), strict=True
+    ):
+        assert (name, loaded.shape, loaded.stride()) == (name_too, new.shape, new.stride())
+        assert loaded.requires_grad
+
+
+def test_pickled_weights_alone_are_refused(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "hub")
+    (tmp_path / "hub" / "model.safetensors").rename(tmp_path / "hub" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="weights in pickle files are never loaded"):
+        load(tmp_path / "hub")
+
+
+def test_weights_of_another_size_than_the_config_are_refused(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+    with pytest.raises(UserError, match=r"hub: tensor h\.2\.attn\.c_attn\.bias is missing \(and 11 more\)"):
+        load(tmp_path / "hub")
+
+
+def test_a_step_folder_of_a_later_format_is_not_called_damaged(store, monkeypatch):
+    path = save(store, 1)
+    monkeypatch.setattr("gptmini.checkpoint.store.FORMAT_VERSION", 0)
+    for read in (lambda: verify(path), store.latest, lambda: load(store.run_folder)):
+        with pytest.raises(UserError, match="format version 1 is not known to this gptmini"):
+            read()
+
+
+def test_tensor_files_are_safetensors(tmp_path):
+    tensors = {
+        "matrix": torch.randn(3, 5),
+        "transposed": torch.randn(4, 2).T,
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "half": torch.randn(7, dtype=torch.bfloat16),
+        "flags": torch.tensor([True, False, True]),
+        "counts": torch.tensor([2**40]),
+    }
+    path, other = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    path.write_bytes(b"".join(tensor_file_pieces(tensors)))
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, other)
+    theirs, ours = safetensors.torch.load_file(path), TensorFiles([other])
+    for name, tensor in tensors.items():
+        assert theirs[name].dtype == ours[name].dtype == tensor.dtype
+        assert torch.equal(theirs[name], tensor)
+        assert torch.equal(ours[name], tensor)
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_an_empty_tensor_file_is_a_tensor_file(tmp_path):
+    (tmp_path / "empty.safetensors").write_bytes(b"".join(tensor_file_pieces({})))
+    assert dict(TensorFiles([tmp_path / "empty.safetensors"])) == {}
+    assert safetensors.torch.load_file(tmp_path / "empty.safetensors") == {}

@@ -8,16 +8,16 @@ go. So at every instant, and after a crash at any instant, what stands under a s
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gptmini.checkpoint import durable
 from gptmini.checkpoint.gpt2_files import (
@@ -32,7 +32,7 @@ from gptmini.checkpoint.plain_files import TensorFiles, json_bytes, read_json, t
 from gptmini.config import GPTConfig, Section, explain
 from gptmini.data.tokenizer import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
-from gptmini.model import GPT, causal_mask
+from gptmini.model import GPT
 
 _MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})")
@@ -87,11 +87,10 @@ def load(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | None]:
     elif not (path / "config.json").exists():
         raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
     config, state = _read_model(path)
-    with torch.device("meta"):  # a model without memory: its parameters are about to be replaced
+    with _WithoutInit():
         model = GPT(config)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True)  # the parameters drawn by no one take no memory, and go
     model.lm_head.weight = model.token_embedding.weight
-    model.causal_mask = causal_mask(config.context_length)
     return model.to(device).eval(), load_tokenizer(path)
 
 
@@ -104,9 +103,9 @@ def verify(step_folder: Path) -> None:
     manifest = _read_manifest(step_folder / _MANIFEST)
     found = set(_files(step_folder)) - {_MANIFEST}
     if missing := sorted(manifest.files.keys() - found):
-        raise DamagedError(f"{step_folder / missing[0]}: missing")
+        raise DamagedError(f"{_shown(step_folder / missing[0])}: missing")
     if extra := sorted(found - manifest.files.keys()):
-        raise DamagedError(f"{step_folder / extra[0]}: not part of the checkpoint: remove it")
+        raise DamagedError(f"{_shown(step_folder / extra[0])}: not part of the checkpoint: remove it")
     for name, written in manifest.files.items():
         path = step_folder / name
         try:
@@ -206,6 +205,25 @@ class CheckpointStore:
         for step in [step for step in self.steps() if step <= newest][: -self.keep]:
             if self.path(step) != best:
                 durable.remove_folder(self.path(step))
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Skip torch.nn.init: drawing weights only to replace them takes longer than reading a checkpoint.
+
+    (The meta device, made for this, imports torch.compile, which takes seconds.)
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 class _FileSummary(Section):
@@ -337,9 +355,14 @@ def _files(folder: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
         for path in (Path(parent, name) for name in folders + names):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise DamagedError(f"{path}: not a plain file, as every part of a checkpoint is")
+                raise DamagedError(f"{_shown(path)}: not a plain file, as every part of a checkpoint is")
             if path.is_file():
                 yield path.relative_to(folder).as_posix()
+
+
+def _shown(path: Path) -> str:
+    """A path for a message, quoted where a stranger put line ends or the like into a name."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def _sha256_of(path: Path) -> str:

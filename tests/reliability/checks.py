@@ -7,17 +7,20 @@ import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
+import sys
 from itertools import count
 
+import hostile
 import pytest
 import torch
 from disk import Disk, after_power_loss, failing, kill, kill_inside, put, replay, short_write
 
 from gptmini.checkpoint import durable, gpt2_files, store
 from gptmini.config import GPTConfig
-from gptmini.errors import DamagedError, InUseError
+from gptmini.errors import DamagedError, InUseError, UserError
 
 CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=2, context_length=2, vocab_size=3)
 VAL_LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 0.5, 6: 2.5}
@@ -391,3 +394,113 @@ def check_torn_lines(folder):
         durable.keep_lines(path, lambda line: json.loads(line)["step"] < 3)
         assert path.read_bytes() == b'{"step": 1}\n'
     return len(line)
+
+
+def check_hostile(folder):
+    """Checkpoints made to do harm, each read by `load` and by a resume, in a process with little memory."""
+    good_step, marker = step_folder(folder), folder / "executed"
+    good_hub = folder / "hub"
+    shutil.copytree(good_step, good_hub)
+    (good_hub / "manifest.json").unlink()
+    shutil.rmtree(good_hub / "training")
+    config = json.loads((good_hub / "config.json").read_bytes())
+    state = json.loads((good_step / "training" / "state.json").read_bytes())
+    manifest = json.loads((good_step / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    contents_of = {
+        ("hub", "model.safetensors"): hostile.weights(marker),
+        ("hub", "config.json"): hostile.configs(config),
+        ("hub", "model.safetensors.index.json"): hostile.indexes(),
+        ("run", "config.json"): hostile.configs(config),
+        ("run", "training/optimizer.safetensors"): hostile.weights(marker),
+        ("run", "training/state.json"): hostile.states(state, marker),
+        ("run", "manifest.json"): hostile.manifests(manifest),
+    }
+    cases = []
+    for (kind, name), contents in contents_of.items():
+        for what, content in contents.items():
+            if name == "training/optimizer.safetensors" and what in ("no tensors", "a name with line ends"):
+                continue  # strange, but tensors: the optimizers say which they need
+            case, hub = copied(folder, kind, good_hub, good_step, len(cases))
+            if name == "model.safetensors.index.json":
+                (hub / "model.safetensors").unlink()
+            (hub / name).write_bytes(hostile.seal(content) if name == "manifest.json" else content)
+            if kind == "run" and name != "manifest.json":
+                hostile.reseal(hub)
+            cases.append((f"{kind} {name}: {what}", case))
+    for name in ("model.safetensors", "config.json"):
+        for what, make in hostile.PLACES.items():
+            case, hub = copied(folder, "hub", good_hub, good_step, len(cases))
+            (hub / name).unlink()
+            make(hub / name)
+            cases.append((f"hub {name}: {what}", case))
+    for name in ("model.safetensors", "training"):
+        case, hub = copied(folder, "run", good_hub, good_step, len(cases))
+        (hub / name).rename(case / "outside")
+        (hub / name).symlink_to(case / "outside")
+        cases.append((f"run {name}: a link", case))
+
+    outcomes = read_with_little_memory(folder, cases)
+    for name, _ in cases:
+        assert outcomes[name] == "refused", f"{name}: {outcomes[name]}"
+    assert outcomes["forbidden"] == []
+    assert not marker.exists()
+    return len(cases)
+
+
+def copied(folder, kind, good_hub, good_step, number):
+    """A folder for `load`, and the GPT-2 directory in it: a copy of a good one, to be spoiled."""
+    case = folder / f"case-{number}"
+    hub = case if kind == "hub" else case / "checkpoints" / "step-00000001"
+    shutil.copytree(good_hub if kind == "hub" else good_step, hub)
+    return case, hub
+
+
+SPARE_MEMORY = 640 * 2**20  # the largest causal mask, twice while it is made, and some
+
+
+def read_with_little_memory(folder, cases):
+    """What reading each case came to, and the forbidden things that were tried, from a limited process."""
+    report = folder / "report.json"
+
+    def read_all(_):
+        signal.alarm(300)  # a read that waits for ever ends the process
+        forbidden = []
+        sys.addaudithook(
+            lambda event, args: is_forbidden(event, args) and forbidden.append([event, repr(args)])
+        )
+        with open("/proc/self/statm") as sizes:
+            size = int(sizes.read().split()[0]) * resource.getpagesize() + SPARE_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        outcomes = {name: outcome(path) for name, path in cases}
+        report.write_text(json.dumps({**outcomes, "forbidden": forbidden}))
+
+    _, killed = in_a_child(read_all)
+    assert not killed
+    return json.loads(report.read_text())
+
+
+def is_forbidden(event, args):
+    """Running something, or opening what an index or a manifest points to outside its folder."""
+    if event == "open":
+        return isinstance(args[0], str) and any(word in args[0] for word in ("passwd", "../outside"))
+    return event in ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "socket.connect")
+
+
+def outcome(path):
+    """`refused` if a reader refused it, cleanly, and no other stumbled; else what happened."""
+    refusals = 0
+    readers = [lambda: store.load(path)]
+    if (path / "checkpoints").exists():
+        readers.append(store.CheckpointStore(path, keep=1).latest)
+    for read in readers:
+        try:
+            read()
+        except (UserError, DamagedError) as error:
+            message = str(error)
+            if not message.isprintable() or len(message) > 600:
+                return f"not a clean line: {message!r:.300}"
+            refusals += 1
+        except BaseException as error:
+            return f"{type(error).__name__}: {str(error)[:300]}"
+    return "refused" if refusals else "accepted"
