@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check reliability clean
 
 demo: .venv/installed            ## train the default config, then generate from it
 	$(BIN)/gptmini train configs/python_docs.yaml --resume
@@ -9,6 +9,9 @@ demo: .venv/installed            ## train the default config, then generate from
 
 test: .venv/installed-dev        ## run the tests
 	$(BIN)/python -m pytest
+
+reliability: .venv/installed-dev  ## run the long reliability proofs
+	$(BIN)/python -m pytest tests/reliability --long -s
 
 check: .venv/installed-dev       ## style and types
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ class Sampling(SamplingOptions):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken: at 0, and where dividing by the temperature would overflow."""
+        """Whether the likeliest token is taken: at 0, and where dividing by it would overflow."""
         return self.temperature < 1e-5
 
     def filter(self, logits: "Tensor", rows: Sequence[Sequence[int]]) -> "Tensor":
