@@ -6,11 +6,13 @@ fail with the same one-line messages; tyro renders `--help` from the schema. Not
 before a command starts to work.
 """
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -20,6 +22,7 @@ from gptmini.config import (
     Config,
     Device,
     PathText,
+    S,
     Section,
     accepts_list,
     accepts_one,
@@ -27,12 +30,17 @@ from gptmini.config import (
     did_you_mean,
     keys,
     load_config,
+    needs,
     option,
     parse_yaml,
+    show,
     validate,
 )
 from gptmini.errors import DamagedError, DivergedError, InUseError, Stopped, UserError
 from gptmini.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
 
@@ -40,29 +48,41 @@ gptmini train [CONFIG.yaml] [--section.key VALUE ...] [--resume] [--quiet]
 gptmini generate CHECKPOINT [--prompt TEXT] [--max-new-tokens N] [--temperature X] ...
 gptmini prepare [CONFIG.yaml] [--section.key VALUE ...]
 gptmini evaluate CHECKPOINT [--corpus PATH ...]
+gptmini completion bash | zsh | fish
 
 gptmini COMMAND --help lists all options of a command; gptmini train CONFIG.yaml --help shows the
 values of that file as defaults. CHECKPOINT is a run folder (its best checkpoint), one step's folder
-or any Hugging Face GPT-2 directory."""
+or any Hugging Face GPT-2 directory. completion prints a script that teaches your shell the commands
+and options; for bash: eval "$(gptmini completion bash)"."""
 
 
-class TrainOptions(Config):
-    """Train a GPT. Every key can stand in CONFIG.yaml; one given here comes before it."""
+class Switches(Section):
+    """How `gptmini train` goes about it, whatever the config."""
 
     resume: bool = Field(False, description="Go on with the run in train.out_dir, if it has a checkpoint.")
     quiet: bool = Field(False, description="Show nothing but errors.")
+
+
+class TrainOptions(Switches, Config):
+    """Train a GPT. Every key can stand in CONFIG.yaml; one given here comes before it."""
+
+
+class PrepareOptions(Config):
+    """Turn the corpus of a config into tokens, as training would, and tell what was found."""
 
 
 class GenerateOptions(SamplingOptions):
     """Continue a prompt with the model of a checkpoint."""
 
     prompt: str | None = Field(None, description="Text to continue; - reads it from standard input.")
-    prompt_file: PathText | None = Field(None, description="A file that holds the prompt.")
+    prompt_file: PathText | None = Field(
+        None, description="A file that holds the prompt; the line break at its end is not part of it."
+    )
     max_new_tokens: int = Field(200, ge=0, description="Tokens to write at most.")
     num_samples: int = Field(1, ge=1, description="How many texts to write.")
     stop: tuple[str, ...] = Field((), strict=False, description="End a text before any of these strings.")
-    truncate_prompt: bool = Field(
-        False, description="Read only the end of a prompt that is longer than the model's context."
+    truncate_prompt: Literal["left"] | None = Field(
+        None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
     )
     seed: int | None = Field(None, ge=0, description="The same seed gives the same text.")
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
@@ -78,28 +98,51 @@ class EvaluateOptions(Section):
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
+_SCHEMAS: dict[str, type[Section]] = {
+    "train": TrainOptions,
+    "generate": GenerateOptions,
+    "prepare": PrepareOptions,
+    "evaluate": EvaluateOptions,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake is one line on standard error."""
-    command, *words = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    commands = {"train": _train, "generate": _generate, "prepare": _prepare, "evaluate": _evaluate}
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
-        if command in ("--help", "-h", "help"):
-            print(USAGE)
-        elif command == "--version":
-            print(f"gptmini {__version__}")
-        elif command in commands:
-            commands[command](words)
-        else:
-            raise UserError(f"unknown command {command}{did_you_mean(command, commands)}; see gptmini --help")
+        _run(*(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
     except (UserError, DivergedError, DamagedError, InUseError, Stopped) as error:
         return _fail(error, error.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as shells report it
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _run(command: str = "--help", *words: str) -> None:
+    commands = {
+        "train": _train,
+        "generate": _generate,
+        "prepare": _prepare,
+        "evaluate": _evaluate,
+        "completion": _completion,
+    }
+    if command in ("--help", "-h", "help"):
+        print(USAGE)
+    elif command == "--version":
+        print(f"gptmini {__version__}")
+    elif command not in commands:
+        raise UserError(f"unknown command {command}{did_you_mean(command, commands)}; see gptmini --help")
+    elif "--help" in words or "-h" in words:
+        _help(command, [word for word in words if word not in ("--help", "-h")])
+    else:
+        commands[command](words)
 
 
 def _fail(error: object, exit_code: int) -> int:
@@ -112,25 +155,26 @@ def _fail(error: object, exit_code: int) -> int:
 # ------------------------------------------------------------------------------------------------ commands
 
 
-def _train(words: list[str]) -> None:
-    path, overrides = _config_words(words, "train", TrainOptions)
-    switches = {name: bool(overrides.pop(name, False)) for name in ("resume", "quiet")}
+def _train(words: Sequence[str]) -> None:
+    path, overrides = _config_words("train", words)
+    given = {name: overrides.pop(name) for name in keys(Switches) if name in overrides}
+    switches = validate(Switches, given, "command line", given)
     config = load_config(path, overrides)
     from gptmini.training.trainer import train
 
-    train(config, **switches)
+    train(config, resume=switches.resume, quiet=switches.quiet)
 
 
-def _prepare(words: list[str]) -> None:
-    config = load_config(*_config_words(words, "prepare", Config))
+def _prepare(words: Sequence[str]) -> None:
+    config = load_config(*_config_words("prepare", words))
     from gptmini.data.token_file import prepare
 
     data = prepare(config.data, config.tokenizer, config.model.context_length)
     print(yaml.safe_dump(data.meta.model_dump(mode="json"), sort_keys=False), end="")
 
 
-def _generate(words: list[str]) -> None:
-    checkpoint, options = _checkpoint_words(words, "generate", GenerateOptions)
+def _generate(words: Sequence[str]) -> None:
+    checkpoint, options = _checkpoint_words("generate", words, GenerateOptions)
     prompt = _read_prompt(options)
     from gptmini.checkpoint.store import load
     from gptmini.generate import generate_text, stream
@@ -139,10 +183,12 @@ def _generate(words: list[str]) -> None:
     model, tokenizer = load(checkpoint, str(find_device(options.device)))
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so there are no texts to read or write with it")
-    fields = options.model_dump(exclude={"prompt", "prompt_file", "num_samples", "device"})
+    fields = options.model_dump(exclude={"prompt", "prompt_file", "num_samples", "truncate_prompt", "device"})
+    fields["truncate_prompt"] = options.truncate_prompt == "left"
     if options.num_samples == 1:
-        print(prompt, end="", flush=True)
-        for piece in stream(model, tokenizer, prompt, **fields):
+        pieces = stream(model, tokenizer, prompt, **fields)
+        print(prompt + next(pieces, ""), end="", flush=True)  # nothing is shown of a prompt that is refused
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
     else:
@@ -152,20 +198,22 @@ def _generate(words: list[str]) -> None:
 
 
 def _read_prompt(options: GenerateOptions) -> str:
-    if options.prompt_file is None:
-        return sys.stdin.read() if options.prompt == "-" else options.prompt or ""
-    if options.prompt is not None:
+    if options.prompt is not None and options.prompt_file is not None:
         raise UserError("--prompt and --prompt-file were both given: leave one out")
+    if options.prompt_file is None and options.prompt != "-":
+        return options.prompt or ""
+    source = options.prompt_file or "standard input"
     try:
-        return Path(options.prompt_file).read_text(encoding="utf-8")
+        data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
+        return data.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{options.prompt_file}: not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{source}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise UserError(f"{options.prompt_file}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
 
 
-def _evaluate(words: list[str]) -> None:
-    checkpoint, options = _checkpoint_words(words, "evaluate", EvaluateOptions)
+def _evaluate(words: Sequence[str]) -> None:
+    checkpoint, options = _checkpoint_words("evaluate", words, EvaluateOptions)
     from gptmini.checkpoint.store import load
     from gptmini.config import RuntimeConfig
     from gptmini.data.corpus import open_corpus
@@ -201,23 +249,16 @@ def _run_config(checkpoint: str) -> Config:
 # ------------------------------------------------------------------------------------------------ words
 
 
-def _config_words(words: list[str], command: str, schema: type[Config]) -> tuple[str | None, dict[str, Any]]:
+def _config_words(command: str, words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     """A config's path, if there is one, and the keys given after it."""
-    wants_help, words = "--help" in words or "-h" in words, [w for w in words if w not in ("--help", "-h")]
-    places, overrides = read_options(words, keys(schema))
+    places, overrides = read_options(words, keys(_SCHEMAS[command]))
     if len(places) > 1:
         raise UserError(f"gptmini {command} takes one CONFIG.yaml, not {len(places)}: {' '.join(places)}")
-    path = places[0] if places else None
-    if wants_help:
-        config = load_config(path, {key: overrides[key] for key in overrides if key in keys(Config)})
-        _show_help(schema.model_construct(**dict(config)), f"gptmini {command} [CONFIG.yaml]")
-    return path, overrides
+    return places[0] if places else None, overrides
 
 
-def _checkpoint_words(words: list[str], command: str, schema: type[Section]) -> tuple[str, Any]:
+def _checkpoint_words(command: str, words: Sequence[str], schema: type[S]) -> tuple[str, S]:
     """The one CHECKPOINT and the options, as an object of the schema."""
-    if "--help" in words or "-h" in words:
-        _show_help(schema(), f"gptmini {command} CHECKPOINT")
     places, values = read_options(words, keys(schema))
     if len(places) != 1:
         raise UserError(f"gptmini {command} takes one CHECKPOINT, and {len(places)} were given")
@@ -234,6 +275,8 @@ def read_options(
 
     >>> read_options(["a.yaml", "--train.max-steps", "20", "--optim.lr=3e-4"], keys(Config))
     (['a.yaml'], {'train.max_steps': 20, 'optim.lr': 0.0003})
+    >>> read_options(["--optim.betas", "0.9", "0.99", "--model.bias", "false"], keys(Config))
+    ([], {'optim.betas': [0.9, 0.99], 'model.bias': False})
     """
     places: list[str] = []
     values: dict[str, Any] = {}
@@ -247,42 +290,104 @@ def read_options(
         key = name[2:].replace("-", "_")
         if key not in known:
             raise UserError(f"unknown option {name}{did_you_mean(name, map(option, known))}")
-        node, found = known[key], [value] if equals else []
-        if node.get("type") == "boolean" and not found:
-            found = [rest.pop(0)] if rest and rest[0].lower() in ("true", "false") else ["true"]
-        while rest and not rest[0].startswith("--") and (not found or (accepts_list(node) and not equals)):
-            found.append(rest.pop(0))
-        if not found:
-            raise UserError(f"{name} needs a value")
-        read = [_read(value, node) for value in found]
-        one_will_do = len(read) == 1 and (read[0] is None or accepts_one(node))
-        values[key] = read[0] if one_will_do else read
+        if key in values:
+            raise UserError(f"{option(key)} is given twice")
+        given = [value] if equals else _take_values(rest, key, known[key])
+        if not given:
+            raise UserError(f"{name} needs a value: {needs(known[key])}")
+        read = [_read(value, known[key]) for value in given]
+        alone = len(read) == 1 and (read[0] is None or isinstance(read[0], list) or accepts_one(known[key]))
+        values[key] = read[0] if alone else read
     return places, values
+
+
+def _take_values(rest: list[str], key: str, node: Mapping[str, Any]) -> list[str]:
+    """Take from the front of `rest` the values of an option that was just read."""
+    if node.get("type") == "boolean" and "." not in key:  # a switch, such as --resume
+        return [rest.pop(0)] if rest and rest[0] in ("true", "false") else ["true"]
+    taken: list[str] = []
+    while rest and not rest[0].startswith("--") and (not taken or accepts_list(node)):
+        taken.append(rest.pop(0))
+    return taken
 
 
 def _read(word: str, node: Mapping[str, Any]) -> Any:
     """A word as YAML reads it; where any text is welcome it stays text."""
     may_be_null = any(member.get("type") == "null" for member in node.get("anyOf", ()))
-    if may_be_null and word in ("null", "None"):
+    if may_be_null and word == "null":
         return None
     if accepts_text(node):
         return word
     try:
-        value = parse_yaml(word)
+        return parse_yaml(word)
     except yaml.YAMLError:
         return word
-    return word if isinstance(value, dict | list) else value
 
 
-def _show_help(defaults: Section, usage: str) -> None:
-    """Print every option with type, default and sentence, and end."""
+# ------------------------------------------------------------------------------------- help, by tyro
+
+
+def _help(command: str, words: Sequence[str]) -> None:
+    """Print every option of a command with its type, sentence and default: the file's, where one is given."""
+    if command not in _SCHEMAS:
+        print(USAGE)
+        return
     import tyro
 
-    tyro.cli(
-        type(defaults),
-        default=defaults,
-        args=["--help"],
-        prog=usage,
-        description=type(defaults).__doc__,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    schema, place = _SCHEMAS[command], "CHECKPOINT"
+    defaults = schema()
+    if isinstance(defaults, Config):
+        path, overrides = _config_words(command, words)
+        config = load_config(path, {key: value for key, value in overrides.items() if "." in key})
+        defaults, place = defaults.model_copy(update=dict(config)), "[CONFIG.yaml]"
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            schema,
+            default=defaults,
+            args=["--help"],
+            prog=f"gptmini {command} {place}",
+            description=schema.__doc__,
+            config=(tyro.conf.FlagConversionOff,),
+            registry=_yaml_words(),
+        )
+
+
+def _completion(words: Sequence[str]) -> None:
+    """Print the script that completes commands, options and choices in a shell."""
+    if len(words) != 1 or words[0] not in ("bash", "zsh", "fish"):
+        raise UserError(f"gptmini completion takes one of bash, zsh or fish, not {' '.join(words) or 'none'}")
+    import tyro
+
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as script:
+        tyro.cli(
+            tyro.extras.subcommand_type_from_defaults({name: schema() for name, schema in _SCHEMAS.items()}),
+            args=["--tyro-write-completion", words[0], "-"],
+            prog="gptmini",
+            config=(tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes),
+            registry=_yaml_words(),
+        )
+    # Where tyro knows no completion, bash completes file names, such as CONFIG.yaml.
+    print(script.getvalue().replace("complete -F", "complete -o default -F"), end="")
+
+
+def _yaml_words() -> "ConstructorRegistry":
+    """Rules by which tyro spells null, true and false as YAML does."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: "PrimitiveTypeInfo") -> "PrimitiveConstructorSpec[Any] | None":
+        if info.type not in (bool, type(None)):
+            return None
+        words = ("true", "false") if info.type is bool else ("null",)
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="|".join(words),
+            instance_from_str=lambda given: parse_yaml(given[0]),
+            is_instance=lambda value: isinstance(value, info.type),
+            str_from_instance=lambda value: [show(value)],
+            choices=words,
+        )
+
+    return registry

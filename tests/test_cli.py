@@ -1,17 +1,22 @@
 """The front door: every command, exit codes, and mistakes that end in one line."""
 
 import io
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gptmini
 from gptmini.checkpoint.store import _seal
-from gptmini.cli import GenerateOptions, main
-from gptmini.config import Config, keys
+from gptmini.cli import EvaluateOptions, GenerateOptions, TrainOptions, main, read_options
+from gptmini.config import Config, accepts_one, accepts_text, keys, load_config, option, parse_yaml, show
+from gptmini.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,7 +79,7 @@ def test_a_prompt_can_come_from_a_file_or_from_standard_input(run, capsys, tmp_p
     (tmp_path / "prompt.txt").write_text("not")
     main(["generate", str(run), "--prompt-file", str(tmp_path / "prompt.txt"), *options])
     assert capsys.readouterr().out == expected
-    monkeypatch.setattr(sys, "stdin", io.StringIO("not"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"not\n")))
     main(["generate", str(run), "--prompt", "-", *options])
     assert capsys.readouterr().out == expected
 
@@ -112,35 +117,171 @@ def test_the_scripts_are_the_commands(config_file, tmp_path):
 
 
 def test_help_shows_every_key_with_the_default_of_the_file(config_file, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as end:
-        main(["train", str(config_file), "--help"])
-    assert end.value.code == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", str(config_file), "--help"]) == 0
+    output = re.sub(r"[│\s]+", " ", capsys.readouterr().out)  # what the lines and boxes hold
+    config = load_config(config_file).model_dump(mode="json")
+    for key, node in keys(Config).items():
+        section, name = key.split(".")
+        value = config[section][name]
+        default = " ".join(map(str, value)) if isinstance(value, list) else show(value).strip("'")
+        described = output.partition(f" {option(key)} ")[2].partition(" --")[0]
+        if len(default) < 40:  # a longer one is broken over lines
+            assert f"{node['description']} (default: {default})" in described
+        assert node["description"] in described
+
+
+@pytest.mark.parametrize("command", ["generate", "prepare", "evaluate"])
+def test_help_of_a_command_shows_its_options(command, capsys):
+    assert main([command, "--help"]) == 0
     output = capsys.readouterr().out
-    for key in keys(Config):
-        assert "--" + key.replace("_", "-") + " " in output
-    assert "Optimizer steps. (default: 4)" in output
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
-    output = capsys.readouterr().out
-    for key in keys(GenerateOptions):
-        assert "--" + key.replace("_", "-") + " " in output
+    assert output.startswith(f"usage: gptmini {command} ")
+    schema = {"generate": GenerateOptions, "prepare": Config, "evaluate": EvaluateOptions}[command]
+    assert [key for key in keys(schema) if f" {option(key)} " not in output] == []
+    assert "None" not in output  # it is null, as in the file
+
+
+def test_a_word_on_the_command_line_means_what_it_means_in_the_file(tmp_path):
+    def outcome(path, overrides):
+        try:
+            return load_config(path, overrides)
+        except UserError as error:
+            return str(error).partition(" = ")[2]
+
+    words = ["3", "-1", "0.5", "3e-4", "1:30", "true", "yes", "null", "[0.9,0.95]", "{a:1}", "x", "bpe"]
+    path = tmp_path / "c.yaml"
+    compared = 0
+    for key, node in keys(Config).items():
+        for word in words:
+            stays_text = accepts_text(node) and not isinstance(parse_yaml(word), str)
+            becomes_a_list = not accepts_one(node) and not isinstance(parse_yaml(word), list)
+            if not stays_text and not becomes_a_list:
+                section, name = key.split(".")
+                path.write_text(f"{section}:\n  {name}: {word}\n")
+                _, overrides = read_options([option(key), word], keys(Config))
+                assert outcome(None, overrides) == outcome(path, {}), (key, word)
+                compared += 1
+    assert compared > len(keys(Config)) * len(words) * 3 / 4
+
+
+def test_options_are_read_in_every_way_they_may_be_written():
+    def read(*words):
+        return read_options(words, keys(TrainOptions))
+
+    assert read("--train.max_steps=3", "a.yaml") == (["a.yaml"], {"train.max_steps": 3})
+    assert read("--train.max-steps", "3", "a.yaml") == (["a.yaml"], {"train.max_steps": 3})
+    assert read("a.yaml", "--data.corpus", "1", "b") == (["a.yaml"], {"data.corpus": ["1", "b"]})
+    assert read("--data.corpus", "null", "--resume") == ([], {"data.corpus": "null", "resume": True})
+    assert read("--resume", "a.yaml") == (["a.yaml"], {"resume": True})
+    assert read("--quiet", "false", "--train.init-from", "null")[1] == {
+        "quiet": False,
+        "train.init_from": None,
+    }
+    assert read("--optim.betas", "0.9", "0.99")[1] == {"optim.betas": [0.9, 0.99]}
+    assert read("--optim.betas=[0.9, 0.99]")[1] == {"optim.betas": [0.9, 0.99]}
+    assert read("--optim.lr", "-1", "--model.bias", "false")[1] == {"optim.lr": -1, "model.bias": False}
+    assert read("--train.out-dir=--odd=")[1] == {"train.out_dir": "--odd="}
+
+
+_OPTIONS = st.sampled_from([*map(option, keys(Config))])
+_PIECES = st.sampled_from(["--", "=", "-", "[", "{", "'", "!!int ", "&a ", "*a", "\n", "9" * 99, "null", "3"])
+_WORDS = st.lists(_OPTIONS | _PIECES | st.text(max_size=4), max_size=3).map("".join)
+
+
+def test_any_words_are_read_or_refused(long):
+    refused = []
+
+    def check(words):
+        try:
+            load_config(None, read_options(words, keys(Config))[1])
+        except UserError as error:
+            refused.append(str(error))
+
+    examples = 20_000 if long else 200
+    settings(max_examples=examples, deadline=None, database=None)(given(st.lists(_OPTIONS | _WORDS))(check))()
+    assert max(map(len, refused)) < 3000
+    assert len(refused) < examples
+
+
+def test_completion_knows_commands_options_and_choices(capsys, tmp_path):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+
+    def complete(*words):
+        ask = (
+            f"source {script}; COMP_WORDS=(gptmini {' '.join(words)} ''); COMP_CWORD={len(words) + 1}; "
+            '_tyro_gptmini; echo "${COMPREPLY[@]}"'
+        )
+        return subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+
+    assert {"train", "generate", "prepare", "evaluate"} <= set(complete())
+    assert "--train.max-steps" in complete("train")
+    assert complete("train", "--model.attention") == ["masked", "sdpa"]
+    assert complete("train", "--model.bias") == ["true", "false"]
+
+
+def test_a_closed_pipe_ends_quietly():
+    code = "import sys; from gptmini.cli import main; sys.exit(main(['train', '--help']))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_line():
+    code = "import sys; from gptmini.cli import main; sys.exit(main(['--help']))"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 1
+    assert result.stderr == "gptmini: [Errno 28] No space left on device\n"
+
+
+def test_ctrl_c_outside_training_ends_quietly_with_130(monkeypatch, capsys):
+    class Interrupted(io.BytesIO):
+        def read(self, size=-1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
+    assert main(["generate", "x", "--prompt", "-"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["train", "--help"], ["train", "--train.seed", "x"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["generate", "--help"],
+        ["completion", "bash"],
+        ["train", "--train.seed", "x"],
+        ["generate", "x", "--top-p", "2"],
+    ],
 )
 def test_help_and_config_errors_do_not_import_torch(words):
-    code = (
-        "import sys\nfrom gptmini.cli import main\n"
-        f"try:\n    main({words})\nexcept SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules"
-    )
+    code = f"import sys; from gptmini.cli import main; main({words}); assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
 MISTAKES = {
+    "--train.seed 3": "unknown command --train.seed",
+    "completion tcsh": "takes one of bash, zsh or fish",
+    "train --": "unknown option --",
+    "train --train.seed 1 --train.seed=2": "--train.seed is given twice",
+    "train --train.max-st 3": "unknown option --train.max-st; did you mean --train.max-steps?",
+    "train --resum": "unknown option --resum; did you mean --resume?",
+    "train --resume=maybe": "--resume = 'maybe': needs true or false",
+    "train --model.bias yes": "--model.bias = 'yes': needs true or false",
+    "train --model.bias": "--model.bias needs a value: true or false",
+    "train --optim.betas 0.9": "--optim.betas = [0.9]: needs a list of 2 numbers",
+    "train --optim.lr nan": "--optim.lr = 'nan': needs a number above 0",
+    "train --train.max-steps 1 --train.max_step 2": "did you mean --train.max-steps?",
+    "train --model.n-layer null": "--model.n-layer = null: needs a whole number",
+    "generate x --truncate-prompt right": "--truncate-prompt = 'right': needs left or null",
     "trian": "unknown command trian; did you mean train?",
     "train --train.max_stpes 3": "unknown option --train.max_stpes; did you mean --train.max-steps?",
     "train --max-steps 3": "did you mean --train.max-steps?",
@@ -215,17 +356,21 @@ def test_a_folder_with_a_run_is_refused(run, config_file, capsys):
     assert "holds a run already" in fails(capsys, "train", config_file)
 
 
-def test_bad_prompts_are_one_line(run, capsys):
-    assert "17 tokens" in fails_after_prompt(capsys, "generate", run, "--prompt", "to be to be to be")
-    assert "'ß' (U+00DF" in fails_after_prompt(capsys, "generate", run, "--prompt", "ß")
+def test_bad_prompts_are_one_line(run, capsys, tmp_path):
+    assert "17 tokens" in fails(capsys, "generate", run, "--prompt", "to be to be to be")
+    assert "'ß' (U+00DF" in fails(capsys, "generate", run, "--prompt", "ß")
+    (tmp_path / "prompt.txt").write_bytes(b"to \xff")
+    line = fails(capsys, "generate", run, "--prompt-file", tmp_path / "prompt.txt")
+    assert "prompt.txt: not UTF-8 text (byte 3)" in line
+    assert "the character '\\udc80'" in fails(capsys, "generate", run, "--prompt", "a\udc80")
 
 
-def fails_after_prompt(capsys, *words):
-    """Like `fails`, where the prompt may have been shown already."""
-    assert main([str(word) for word in words]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
+def test_the_end_of_a_long_prompt_is_read_where_asked(run, capsys):
+    end, options = "to be, or not to", ["--max-new-tokens", "8", "--temperature", "0"]
+    main(["generate", str(run), "--prompt", end, *options])
+    expected = "be, " + capsys.readouterr().out
+    main(["generate", str(run), "--prompt", "be, " + end, "--truncate-prompt", "left", *options])
+    assert capsys.readouterr().out == expected
 
 
 def test_a_damaged_checkpoint_exits_4_and_names_the_file(run, capsys):

@@ -145,6 +145,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_huge_values_are_shortened(refusal):
     assert len(refusal(f"train: {{max_steps: {'x' * 10_000}}}")) < 200
     assert len(refusal(f"{'x' * 10_000}: 1")) < 200
+    assert len(refusal(f"*{'x' * 10_000}")) < 400
     layers = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 20))
     assert len(refusal(f"l0: &l0 [x]\n{layers}")) < 1000  # 9^19 values, were they all shown
     assert len(refusal(f"train: {{max_steps: [{'[' * 50}{']' * 50}]}}")) < 200
