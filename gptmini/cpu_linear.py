@@ -71,7 +71,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.bias = linear.bias
         weight = linear.weight.detach()
-        self.scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (out,)
+        self.scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (out,); not 0 for rows of zeros
         self.weight = torch.round(weight / self.scale[:, None]).to(torch.int8)  # (out, in)
 
     def forward(self, x: Tensor) -> Tensor:

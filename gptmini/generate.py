@@ -44,7 +44,9 @@ def generate(
     top_k, top_p, min_p, repetition_penalty.
 
     A row's text depends on its own prompt and the seed, not on the rest of the batch; copies of one prompt
-    are numbered, and copy k draws with seed + k. Without a seed every call is different.
+    are numbered, and copy k draws with seed + k. Without a seed every call is different. (Kernels for other
+    batch sizes, and the cache, add in another order: logits agree to about 1e-6, so a text could differ
+    where two tokens tie, or a draw falls, that closely.)
 
     Raises UserError for prompts that are empty, longer than the context or outside the vocabulary, and for
     impossible options.

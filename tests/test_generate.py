@@ -1,5 +1,7 @@
 """Generation against transformers token for token, the cache against no cache, and what users ask for."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from gptmini.checkpoint.store import load
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.tokenizer import CharTokenizer, Tokenizer, build_tokenizer
 from gptmini.errors import UserError
-from gptmini.generate import generate, generate_text, stream, window_start
+from gptmini.generate import generate, generate_text, generate_tokens, stream, window_start
 from gptmini.model import GPT
+from gptmini.sampling import Sampling
 
 CONTEXT = 24
 
@@ -108,6 +111,67 @@ def test_a_row_does_not_depend_on_what_else_is_in_the_batch(model):
     assert together == alone
 
 
+def test_copies_of_a_prompt_draw_apart_and_copy_k_has_the_text_of_seed_plus_k(model):
+    row, other = prompts(1, 4)[0].tolist(), prompts(1, 4, seed=1)[0].tolist()
+    together = generate(model, [row, other, row, row], max_new_tokens=30, seed=9)
+    alone = [generate(model, [row], max_new_tokens=30, seed=seed)[0] for seed in (9, 10, 11)]
+    assert [together[0], together[2], together[3]] == alone
+    assert together[1] == generate(model, [other], max_new_tokens=30, seed=9)[0]
+    assert len({tuple(text) for text in together}) == 4
+
+
+def test_each_token_is_drawn_from_the_window_as_the_docstring_says(model):
+    """The definition, written out: no cache, no batch, one forward pass of the window for each token."""
+    text = prompts(1, 7)[0].tolist()
+    expected, uniform = list(text), random.Random(3)
+    for _ in range(3 * CONTEXT):
+        window = expected[window_start(len(expected), CONTEXT) :]
+        with torch.inference_mode():
+            logits = model(torch.tensor([window]))[0, -1] / 0.8
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        expected.append(int(torch.searchsorted(cumulative, uniform.random(), right=True)))
+    assert generate(model, [text], max_new_tokens=3 * CONTEXT, temperature=0.8, seed=3) == [expected]
+
+
+def test_first_tokens_over_many_seeds_follow_the_models_distribution(model):
+    n, prompt = 4000, prompts(1, 3)
+    sampling = {"temperature": 2.0, "top_k": 8}
+    tokens = generate(model, prompt.expand(n, -1), max_new_tokens=1, seed=100, **sampling)[:, -1]
+    with torch.inference_mode():
+        likeliest = (model(prompt)[0, -1].double() / 2.0).topk(8)
+    expected = n * likeliest.values.softmax(-1)
+    counts = (tokens[:, None] == likeliest.indices).sum(dim=0)
+    assert counts.sum() == n
+    # 7 degrees of freedom: a right sampler exceeds 24.3 once in a thousand seeds, and this seed is fixed
+    assert ((counts - expected).square() / expected).sum() < 24.3
+    assert ((counts - n / 8).square() / (n / 8)).sum() > 24.3  # the test can fail
+
+
+def test_log_probabilities_are_those_of_one_pass_over_the_text(model):
+    text = prompts(1, 5)[0].tolist()
+    tokens = list(generate_tokens(model, [text], Sampling(top_k=9), max_new_tokens=CONTEXT - 5, seed=1))
+    with torch.inference_mode():
+        logits = model(torch.tensor([text + [token.id for token in tokens]]))[0, 4:-1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor([[token.id] for token in tokens])).flatten()
+    got = torch.tensor([token.log_probability for token in tokens])
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_that_ends_early_is_filled_up_with_the_stop_token(model):
+    free = generate(model, prompts(3, 5), max_new_tokens=20, seed=1)
+    stop = free[1, 9].item()
+    stopped = generate(model, prompts(3, 5), max_new_tokens=20, seed=1, stop_token=stop)
+    for row, whole in zip(stopped.tolist(), free.tolist(), strict=True):
+        end = whole.index(stop, 5) + 1 if stop in whole[5:] else len(whole)
+        assert row == whole[:end] + [stop] * (len(row) - end)
+    assert (stopped[1] == stop).sum() > 10
+
+
+def test_bfloat16_weights_generate(directory):
+    model = load(directory)[0].bfloat16()
+    assert generate(model, prompts(2, 5), max_new_tokens=2 * CONTEXT, seed=0).shape == (2, 5 + 2 * CONTEXT)
+
+
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(model):
     tokens = prompts(1, 4)
     first = generate(model, tokens, max_new_tokens=20, seed=1)
@@ -123,6 +187,9 @@ def test_generating_leaves_the_model_and_the_global_generator_alone(model):
     state = torch.get_rng_state()
     generate(model, prompts(1, 4), max_new_tokens=5, seed=1)
     assert model.training
+    for _ in generate_tokens(model, [[1, 2]], Sampling(), max_new_tokens=5):
+        break
+    assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     model.eval()
 
@@ -134,6 +201,8 @@ def test_shapes_and_the_prompt_come_back(model):
     assert result.dtype == torch.int64
     assert torch.equal(result[:, :4], tokens)
     assert torch.equal(gptmini.generate(model, tokens, max_new_tokens=0), tokens)
+    assert generate(model, tokens[:0], max_new_tokens=3).shape == (0, 4)
+    assert generate(model, [], max_new_tokens=3) == []
 
 
 def test_windows_jump_by_half_a_context():
@@ -205,6 +274,12 @@ def test_an_empty_prompt_starts_from_end_of_text(model, tokenizer):
     assert text == tokenizer.decode(expected[0, 1:].tolist())
 
 
+def test_end_of_text_does_not_follow_end_of_text_so_no_text_is_empty(tokenizer):
+    script = Scripted(b"")  # it always writes end of text
+    (text,) = generate_text(script, tokenizer, "", max_new_tokens=50, temperature=0)
+    assert len(text) == 1
+
+
 def test_a_prompt_longer_than_the_context_is_refused_or_cropped_on_request(model, tokenizer):
     prompt = "abc" * 20
     with pytest.raises(UserError, match="the prompt has 60 tokens, but the model's context is 24"):
@@ -246,6 +321,24 @@ def test_empty_prompts_and_foreign_ids_are_refused(model):
         generate(model, [[]], max_new_tokens=1)
     with pytest.raises(UserError, match="token id 257 is outside the model's vocabulary of 257"):
         generate(model, [[257]], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("tokens", [torch.tensor([1, 2]), torch.tensor([[1.0, 2.0]])])
+def test_tensors_that_are_no_batch_of_ids_are_refused(model, tokens):
+    with pytest.raises(UserError, match=r"must be int64 \(B, T\)"):
+        generate(model, tokens, max_new_tokens=1)
+
+
+def test_an_empty_stop_string_is_refused(model, tokenizer):
+    with pytest.raises(UserError, match="a stop string is empty"):
+        list(generate_text(model, tokenizer, "a", max_new_tokens=1, stop=[""]))
+
+
+def test_a_model_without_finite_logits_is_refused(directory):
+    model = load(directory)[0]
+    model.ln_f.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="no finite logits"):
+        generate(model, prompts(1, 3), max_new_tokens=1)
 
 
 def test_chars_models_write_their_own_characters():

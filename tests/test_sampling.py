@@ -46,6 +46,14 @@ def test_each_sampler_agrees_with_transformers(ours, theirs, seed):
     torch.testing.assert_close(ours(x.clone()), theirs(rows(), x.clone()))
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])  # from nearly flat, which needs a whole sort, to peaked
+def test_top_p_agrees_with_transformers_on_a_large_vocabulary(p, spread):
+    generator = torch.Generator().manual_seed(7)
+    x = spread * torch.randn(4, 5000, generator=generator, dtype=torch.float64)
+    assert torch.equal(keep_top_p(x.clone(), p), TopPLogitsWarper(p)(rows(), x.clone()))
+
+
 def test_the_order_of_the_samplers_is_that_of_transformers():
     x = logits()
     expected = x
@@ -89,6 +97,19 @@ def test_zero_temperature_takes_the_likeliest_whatever_the_draw():
     x = logits()
     sampling = build_sampling(temperature=0.0)
     assert torch.equal(sampling.choose(x, rows().tolist(), [0.999] * 64), x.argmax(-1))
+
+
+def test_a_temperature_near_zero_and_greedy_options_take_the_likeliest():
+    x = logits()
+    for options in ({"temperature": 1e-40}, {"temperature": 1e-4}, {"temperature": 0.0, "top_p": 0.1}):
+        sampling = build_sampling(**options)
+        assert torch.equal(sampling.choose(x, rows().tolist(), [0.999] * 64), x.argmax(-1))
+
+
+def test_a_token_is_not_repeated_where_that_is_forbidden():
+    x = torch.tensor([[0.0, 9.0], [0.0, 9.0]])
+    sampling = build_sampling(temperature=0, no_repeat_token=1)
+    assert sampling.choose(x, [[0, 1], [1, 0]], [0.0, 0.0]).tolist() == [0, 1]
 
 
 def test_the_extreme_draws_stay_inside_the_open_tokens():
