@@ -92,7 +92,11 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]
     for folder in reversed(missing):
         with _naming(folder):
-            os.mkdir(folder)
+            try:
+                os.mkdir(folder)
+            except FileExistsError:
+                if not os.path.isdir(folder):  # otherwise another process was faster
+                    raise
             _sync_folder(folder.parent)
 
 

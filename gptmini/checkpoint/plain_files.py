@@ -159,7 +159,7 @@ def _parse_json(text: bytes) -> dict[str, Any]:
         raise ValueError(f"{name} is not a JSON number")
 
     try:
-        values = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_constant)
+        values = json.loads(text.decode(), object_pairs_hook=without_repeats, parse_constant=no_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(values, dict):

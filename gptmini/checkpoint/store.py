@@ -8,7 +8,8 @@ go. So at every instant, and after a crash at any instant, what stands under a s
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -101,21 +102,15 @@ def verify(step_folder: Path) -> None:
     UserError if a later version of gptmini wrote the folder.
     """
     manifest = _read_manifest(step_folder / _MANIFEST)
-    found = set(_files(step_folder)) - {_MANIFEST}
-    if missing := sorted(manifest.files.keys() - found):
+    names = set(_files(step_folder)) - {_MANIFEST}
+    if missing := sorted(manifest.files.keys() - names):
         raise DamagedError(f"{_shown(step_folder / missing[0])}: missing")
-    if extra := sorted(found - manifest.files.keys()):
+    if extra := sorted(names - manifest.files.keys()):
         raise DamagedError(f"{_shown(step_folder / extra[0])}: not part of the checkpoint: remove it")
-    for name, written in manifest.files.items():
-        path = step_folder / name
-        try:
-            size, digest = path.stat().st_size, _sha256_of(path)
-        except OSError as error:
-            raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
-        if size != written.size:
-            raise DamagedError(f"{path}: damaged: {size:,} bytes long, but {written.size:,} were written")
-        if digest != written.sha256:
-            raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
+    with ThreadPoolExecutor() as pool:  # reading and sha256 let go of Python's lock
+        summaries = pool.map(lambda name: _summary_of(step_folder / name), manifest.files)
+        for (name, written), found in zip(manifest.files.items(), summaries, strict=True):
+            _check_same(step_folder / name, found, written)
 
 
 class CheckpointStore:
@@ -155,7 +150,6 @@ class CheckpointStore:
         durable.make_folder(self.folder)
         with durable.new_folder(path) as folder:
             _write_step(folder, checkpoint, config, tokenizer)
-            verify(folder)
         self._prune(checkpoint.step)
         return path
 
@@ -241,37 +235,56 @@ class _Manifest(Section):
 
 
 def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Fill the folder of a step, and read back all that was written; DamagedError if the disk changed it."""
     end_of_text = tokenizer.end_of_text
-    contents: dict[str, Iterable[bytes | memoryview]] = {
-        "config.json": [json_bytes(gpt2_config(config, end_of_text))],
-        "generation_config.json": [json_bytes(generation_config(end_of_text))],
-        "model.safetensors": tensor_file_pieces(to_gpt2(checkpoint.model, config)),
-        **{name: [data] for name, data in tokenizer.files().items()},
-        "training/optimizer.safetensors": tensor_file_pieces(checkpoint.optimizer),
-        "training/state.json": [json_bytes(checkpoint.state.model_dump(mode="json"))],
+    contents: dict[str, Mapping[str, Tensor] | bytes] = {
+        "config.json": json_bytes(gpt2_config(config, end_of_text)),
+        "generation_config.json": json_bytes(generation_config(end_of_text)),
+        "model.safetensors": to_gpt2(checkpoint.model, config),
+        **tokenizer.files(),
+        "training/optimizer.safetensors": checkpoint.optimizer,
+        "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
     }
     durable.make_folder(folder / "training")
-    files = {name: _write(folder / name, pieces) for name, pieces in contents.items()}
-    durable.create_file(folder / _MANIFEST, _manifest_bytes(files))
+    files = {name: _write(folder / name, content) for name, content in contents.items()}
+    _write(folder / _MANIFEST, _manifest_bytes(files))
 
 
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """Write a file, and sum up what was meant to be written rather than what arrived."""
+def _write(path: Path, content: Mapping[str, Tensor] | bytes) -> _FileSummary:
+    """Write a file, read it back, and sum up what was meant to be written."""
     digest, size = sha256(), 0
 
     def summed() -> Iterator[bytes | memoryview]:
         nonlocal size
-        for piece in pieces:
-            digest.update(piece)
+        done: Future[None] | None = None
+        for piece in _pieces(content):
+            if done:
+                done.result()  # so that one piece waits to be summed up, not all of them
+            done = beside.submit(digest.update, piece)
             size += len(piece)
             yield piece
 
-    durable.create_file(path, summed())
-    return {"size": size, "sha256": digest.hexdigest()}
+    with ThreadPoolExecutor(max_workers=1) as beside:  # sha256 is about as slow as the disk
+        durable.create_file(path, summed())
+    with open(path, "rb") as file:
+        if not all(file.read(len(part)) == part for part in _parts(_pieces(content))) or file.read(1):
+            raise DamagedError(f"{path}: the disk does not give back what was written to it")
+    return _FileSummary(size=size, sha256=digest.hexdigest())
 
 
-def _manifest_bytes(files: dict[str, dict[str, Any]]) -> bytes:
-    body = json_bytes({"format_version": FORMAT_VERSION, "files": files})
+def _pieces(content: Mapping[str, Tensor] | bytes) -> Iterable[bytes | memoryview]:
+    return [content] if isinstance(content, bytes) else tensor_file_pieces(content)
+
+
+def _parts(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """The same bytes, at most a mebibyte at a time, so that they stay in the processor's cache."""
+    for piece in pieces:
+        for start in range(0, len(piece), 2**20):
+            yield bytes(piece[start : start + 2**20])
+
+
+def _manifest_bytes(files: dict[str, _FileSummary]) -> bytes:
+    body = json_bytes(_Manifest(format_version=FORMAT_VERSION, files=files).model_dump())
     return _seal(body.removesuffix(b"\n}\n"))
 
 
@@ -365,9 +378,19 @@ def _shown(path: Path) -> str:
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
-def _sha256_of(path: Path) -> str:
+def _check_same(path: Path, found: _FileSummary, written: _FileSummary) -> None:
+    if found.size != written.size:
+        raise DamagedError(f"{path}: damaged: {found.size:,} bytes long, but {written.size:,} were written")
+    if found.sha256 != written.sha256:
+        raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
+
+
+def _summary_of(path: Path) -> _FileSummary:
     digest = sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+        return _FileSummary(size=path.stat().st_size, sha256=digest.hexdigest())
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None

@@ -16,7 +16,8 @@ from itertools import count
 import hostile
 import pytest
 import torch
-from disk import Disk, after_power_loss, failing, kill, kill_inside, put, replay, short_write
+from disk import Disk, after_power_loss, failing, kill, kill_inside, lie, put, replay, short_write
+from transformers import AutoModelForCausalLM
 
 from gptmini.checkpoint import durable, gpt2_files, store
 from gptmini.config import GPTConfig
@@ -85,9 +86,11 @@ def go_on(run, last_step, saved=lambda step: None):
 
 
 def assert_intact(run, promised):
-    """The newest checkpoint is the last one whose save returned, or the one after it, complete either way."""
-    found, skipped = store.CheckpointStore(run, keep=1).latest()
-    assert not skipped
+    """The newest checkpoint is the last whose save returned, or the one after it; and every one is whole."""
+    checkpoints = store.CheckpointStore(run, keep=1)
+    for step in checkpoints.steps():
+        store.verify(checkpoints.path(step))
+    found, _ = checkpoints.latest()
     step = found.step if found else 0
     assert step in (promised, promised + 1)
     if found:
@@ -130,6 +133,7 @@ def in_a_child(work):
     pid = os.fork()
     if pid == 0:
         try:
+            torch.set_num_threads(1)  # the parent's thread pool is not there after a fork
             work(lambda number: os.write(writing, bytes([number])))
         except BaseException:
             os._exit(1)
@@ -257,6 +261,22 @@ def check_short_writes(folder, stride=1, last_step=3):
         if len(disk.log) <= cases * stride:
             return cases
         assert_finished(run, last_step)
+
+
+def check_lying_disk(folder, stride=1):
+    """A disk spoils one write of a save and says nothing: the save fails, and the checkpoint before stays."""
+    for cases in count():
+        run = started_run(folder)
+        checkpoints, damage = store.CheckpointStore(run, keep=1), None
+        with Disk(lie, cases * stride).under() as disk:
+            try:
+                checkpoints.save(checkpoint(2), CONFIG, PlainTokenizer())
+            except DamagedError as error:
+                damage = error
+        if len(disk.log) <= cases * stride:
+            return cases
+        assert (damage is not None) == (disk.log[cases * stride][0] == "write")
+        assert checkpoints.steps() == ([1] if damage else [2])
 
 
 def step_folder(folder):
@@ -396,8 +416,21 @@ def check_torn_lines(folder):
     return len(line)
 
 
-def check_hostile(folder):
-    """Checkpoints made to do harm, each read by `load` and by a resume, in a process with little memory."""
+def check_transformers(folder):
+    """Another program computes the same from the files."""
+    path = step_folder(folder)
+    tokens = torch.tensor([[0, 1], [2, 1]])
+    theirs = AutoModelForCausalLM.from_pretrained(path)
+    with torch.inference_mode():
+        assert (store.load(path)[0](tokens) - theirs(tokens).logits).abs().max() < 1e-4
+    return 1
+
+
+def check_hostile(folder, only=None):
+    """Checkpoints made to do harm, each read by `load` and by a resume, in a process with little memory.
+
+    `only` names the file that is to do it.
+    """
     good_step, marker = step_folder(folder), folder / "executed"
     good_hub = folder / "hub"
     shutil.copytree(good_step, good_hub)
@@ -418,7 +451,7 @@ def check_hostile(folder):
     }
     cases = []
     for (kind, name), contents in contents_of.items():
-        for what, content in contents.items():
+        for what, content in contents.items() if only in (None, name) else ():
             if name == "training/optimizer.safetensors" and what in ("no tensors", "a name with line ends"):
                 continue  # strange, but tensors: the optimizers say which they need
             case, hub = copied(folder, kind, good_hub, good_step, len(cases))
@@ -428,13 +461,13 @@ def check_hostile(folder):
             if kind == "run" and name != "manifest.json":
                 hostile.reseal(hub)
             cases.append((f"{kind} {name}: {what}", case))
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json") if only is None else ():
         for what, make in hostile.PLACES.items():
             case, hub = copied(folder, "hub", good_hub, good_step, len(cases))
             (hub / name).unlink()
             make(hub / name)
             cases.append((f"hub {name}: {what}", case))
-    for name in ("model.safetensors", "training"):
+    for name in ("model.safetensors", "training") if only is None else ():
         case, hub = copied(folder, "run", good_hub, good_step, len(cases))
         (hub / name).rename(case / "outside")
         (hub / name).symlink_to(case / "outside")

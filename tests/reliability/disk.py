@@ -84,6 +84,14 @@ def short_write(name, call, args):
     return call(*args)
 
 
+def lie(name, call, args):
+    """A write that changes a byte on its way to the disk, and reports success."""
+    if name == "write":
+        file, data = args
+        return call(file, bytes([data[0] ^ 1]) + bytes(data[1:]))
+    return call(*args)
+
+
 class _File:
     def __init__(self):
         self.data, self.synced = b"", b""

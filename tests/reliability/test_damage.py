@@ -1,4 +1,4 @@
-"""Checkpoints that are not what was written: refused, with the file named."""
+"""What was saved is what is loaded; what was damaged since is refused, with the file named."""
 
 import checks
 
@@ -17,3 +17,23 @@ def test_missing_files_links_and_extra_files_are_refused(tmp_path):
 
 def test_a_resume_falls_back_over_a_damaged_checkpoint(tmp_path):
     print(f"files damaged before a resume: {checks.check_fallback(tmp_path)}")
+
+
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
+    checks.check_round_trip(tmp_path)
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path):
+    checks.check_pruning(tmp_path)
+
+
+def test_a_run_folder_in_use_is_not_touched(tmp_path):
+    checks.check_lock(tmp_path)
+
+
+def test_torn_and_late_lines_are_dropped(tmp_path):
+    checks.check_torn_lines(tmp_path)
+
+
+def test_another_program_computes_the_same_from_the_files(tmp_path):
+    checks.check_transformers(tmp_path)

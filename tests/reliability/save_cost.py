@@ -1,0 +1,62 @@
+"""What a save costs: `python tests/reliability/save_cost.py [FOLDER]`.
+
+Compares saving a checkpoint (weights, two moments of AdamW, manifest, reading back, renaming) with writing as
+many bytes into one file with one fsync, alternately, and prints the quickest of each in seconds.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
+from gptmini.config import GPTConfig, TokenizerConfig
+from gptmini.data.tokenizer import build_tokenizer
+from gptmini.model import GPT
+
+SHAPES = {"tiny": (4, 4, 128, 30), "small": (6, 6, 384, 20), "GPT-2 124M": (12, 12, 768, 6)}
+
+
+def seconds(work):
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def write_plainly(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main(folder):
+    tokenizer = build_tokenizer(TokenizerConfig(kind="bytes"), None)
+    print(f"{'model':12} {'MiB':>8} {'one file':>10} {'save':>10} {'ratio':>7}")
+    for name, (n_layer, n_head, n_embd, repeats) in SHAPES.items():
+        vocab_size = 50257 if n_embd == 768 else 1024
+        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "context_length": 256}
+        config = GPTConfig(**shape, vocab_size=vocab_size)
+        weights = {name: parameter.detach() for name, parameter in GPT(config).named_parameters()}
+        moments = {f"{name}/{m}": torch.rand_like(w) for name, w in weights.items() for m in ("m", "v")}
+        store = CheckpointStore(folder / name, keep=1)
+        plain, saves, size = [], [], 0
+        for step in range(1, repeats + 1):
+            state = TrainingState(
+                step=step, tokens=step, config={}, data_digest="", tokenizer_digest="", environment={}
+            )
+            checkpoint = Checkpoint(step, weights, moments, state)
+            saves.append(seconds(lambda save=checkpoint: store.save(save, config, tokenizer)))  # noqa: B023
+            data = b"".join(f.read_bytes() for f in store.path(step).rglob("*") if f.is_file())
+            plain.append(seconds(lambda data=data: write_plainly(folder / "plain", data)))
+            size = len(data)
+        one, save = min(plain), min(saves)
+        print(f"{name:12} {size / 2**20:8.1f} {one:10.3f} {save:10.3f} {save / one:7.2f}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+        main(Path(folder))

@@ -1,0 +1,338 @@
+"""Deliberate mistakes in the checkpoint room, each put into its source, and each caught by a check.
+
+A check that no mistake can fail proves nothing; this is the proof that these can. docs/reliability.md shows
+the table.
+"""
+
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import checks
+import pytest
+
+from gptmini.checkpoint import durable, gpt2_files, plain_files, store
+
+pytestmark = [
+    pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+
+kills = partial(checks.check_kills, stride=1)
+late_kills = partial(checks.check_kills, stride=1)  # these two mistakes show only at the end of a save
+late_faults = partial(checks.check_faults, stride=1)
+power_loss = partial(checks.check_power_loss, states=200)
+bit_flips = partial(checks.check_bit_flips, stride=101)
+lengths = partial(checks.check_lengths, stride=53)
+hostile_weights = partial(checks.check_hostile, only="training/optimizer.safetensors")
+hostile_config = partial(checks.check_hostile, only="config.json")
+hostile_index = partial(checks.check_hostile, only="model.safetensors.index.json")
+
+SLOW = [
+    power_loss,
+    late_kills,
+    late_faults,
+    hostile_weights,
+    hostile_config,
+    hostile_index,
+    checks.check_transformers,
+]
+
+BUGS = [
+    ("files are not synced", power_loss, durable, "            _sync(file)\n", "            pass\n"),
+    (
+        "folders are not synced",
+        power_loss,
+        durable,
+        "    folder = os.open(path, os.O_RDONLY)\n",
+        "    return\n    folder = os.open(path, os.O_RDONLY)\n",
+    ),
+    (
+        "the names in a new folder are not synced",
+        power_loss,
+        durable,
+        "os.walk(temporary, topdown=False)",
+        "[]",
+    ),
+    (
+        "a new folder's own name is not synced",
+        power_loss,
+        durable,
+        "            _sync_folder(path.parent)\n    except BaseException:\n        with suppress",
+        "            pass\n    except BaseException:\n        with suppress",
+    ),
+    (
+        "the run folder's name is not synced",
+        power_loss,
+        durable,
+        "            _sync_folder(folder.parent)\n",
+        "",
+    ),
+    (
+        "lines of metrics are not synced",
+        power_loss,
+        durable,
+        "            _sync(self._file)\n",
+        "            pass\n",
+    ),
+    (
+        "a folder is removed before its new name is synced",
+        power_loss,
+        durable,
+        "        os.rename(path, temporary)\n        _sync_folder(path.parent)\n        _delete",
+        "        os.rename(path, temporary)\n        _delete",
+    ),
+    (
+        "a folder is removed under its name",
+        late_kills,
+        durable,
+        "        os.rename(path, temporary)\n        _sync_folder(path.parent)\n        _delete(temporary)",
+        "        _delete(path)",
+    ),
+    (
+        "a new folder is filled under its name",
+        kills,
+        durable,
+        '"exists already", str(path))\n    temporary = _temporary_name(path)\n',
+        '"exists already", str(path))\n    temporary = path\n',
+    ),
+    (
+        "a file is rewritten in place",
+        kills,
+        durable,
+        '        write_file(path, (line for line in lines if line.endswith(b"\\n") and keep(line)))\n',
+        '        kept = [line for line in lines if line.endswith(b"\\n") and keep(line)]\n'
+        "    file = os.open(path, os.O_WRONLY | os.O_TRUNC)\n"
+        '    _write_all(file, b"".join(kept))\n'
+        "    os.close(file)\n",
+    ),
+    ("leftovers are not cleaned", kills, durable, "if name.startswith(_PREFIX):", "if False:"),
+    (
+        "older checkpoints go before the new one is written",
+        kills,
+        store,
+        "        with durable.new_folder(path) as folder:\n",
+        "        for step in self.steps():\n"
+        "            durable.remove_folder(self.path(step))\n"
+        "        with durable.new_folder(path) as folder:\n",
+    ),
+    (
+        "a failed fsync is tried again",
+        checks.check_faults,
+        durable,
+        "    os.fsync(file)\n",
+        "    try:\n        os.fsync(file)\n    except OSError:\n        os.fsync(file)\n",
+    ),
+    (
+        "a full disk is passed over",
+        checks.check_faults,
+        durable,
+        "        written = os.write(file, rest)\n",
+        "        try:\n            written = os.write(file, rest)\n"
+        "        except OSError:\n            return\n",
+    ),
+    (
+        "the error does not say which file",
+        checks.check_faults,
+        durable,
+        "raise OSError(error.errno, error.strerror, str(path)) from error",
+        "raise",
+    ),
+    (
+        "a failed new folder is left in place",
+        late_faults,
+        durable,
+        "    except BaseException:\n        with suppress(OSError):\n            remove_folder(path)\n"
+        "        raise\n",
+        "    except OSError:\n        pass\n",
+    ),
+    (
+        "a short write is taken for a whole one",
+        checks.check_short_writes,
+        durable,
+        "rest[written:]",
+        "rest[:0]",
+    ),
+    (
+        "what was written is not read back",
+        checks.check_lying_disk,
+        store,
+        "if not all(file.read(len(part)) == part for part in _parts(_pieces(content))) or file.read(1):",
+        "if False:",
+    ),
+    ("only sizes are verified", bit_flips, store, "if found.sha256 != written.sha256:", "if False:"),
+    (
+        "the manifest is not sealed",
+        lengths,
+        store,
+        '    if text != _seal(text[: -len(_seal(b""))]):\n',
+        "    if False:\n",
+    ),
+    ("extra files are passed over", checks.check_missing_and_extra, store, "if extra :=", "if False and"),
+    ("links are followed", checks.check_missing_and_extra, store, "path.is_symlink() or ", ""),
+    (
+        "the newest checkpoint is taken unverified",
+        checks.check_fallback,
+        store,
+        "                verify(self.path(step))\n",
+        "",
+    ),
+    (
+        "a damaged checkpoint is skipped in silence",
+        checks.check_fallback,
+        store,
+        "                skipped.append(str(error))\n",
+        "                continue\n",
+    ),
+    (
+        "the optimizer's step counts are not saved",
+        checks.check_round_trip,
+        store,
+        '.safetensors": checkpoint.optimizer,',
+        '.safetensors": {n: t for n, t in checkpoint.optimizer.items() if t.dim()},',
+    ),
+    (
+        "the optimizer's state is rounded",
+        checks.check_round_trip,
+        store,
+        '.safetensors": checkpoint.optimizer,',
+        '.safetensors": {n: t.bfloat16() for n, t in checkpoint.optimizer.items()},',
+    ),
+    (
+        "the best checkpoint is removed",
+        checks.check_pruning,
+        store,
+        "if self.path(step) != best:",
+        "if True:",
+    ),
+    ("the worst checkpoint is called best", checks.check_pruning, store, "min(losses)", "max(losses)"),
+    (
+        "a damaged newer checkpoint counts as kept",
+        checks.check_pruning,
+        store,
+        " if step <= newest]",
+        "]",
+    ),
+    (
+        "a damaged step is not written anew",
+        checks.check_pruning,
+        store,
+        "                durable.remove_folder(path)\n        durable.make_folder",
+        "                return path\n        durable.make_folder",
+    ),
+    (
+        "there is no lock",
+        checks.check_lock,
+        durable,
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+    ),
+    (
+        "the lock ends with the first file that is closed",
+        checks.check_lock,
+        durable,
+        "        yield\n    finally:\n        with _naming(path):\n            os.close(file)\n",
+        "        os.close(file)\n        yield\n    finally:\n        pass\n",
+    ),
+    (
+        "a torn line is kept",
+        checks.check_torn_lines,
+        durable,
+        'line.endswith(b"\\n") and keep(line)',
+        "keep(line)",
+    ),
+    (
+        "a projection is not transposed",
+        checks.check_transformers,
+        gpt2_files,
+        '"attn.c_proj.weight", "mlp.c_fc.weight"',
+        '"mlp.c_fc.weight"',
+    ),
+    (
+        "pickles are read where safetensors are not found",
+        hostile_weights,
+        plain_files,
+        "                data_start, places = _read_header(path)\n",
+        "                import pickle, contextlib\n"
+        "                with contextlib.suppress(Exception):\n"
+        "                    pickle.loads(path.read_bytes())\n"
+        "                data_start, places = _read_header(path)\n",
+    ),
+    (
+        "tensors may lie anywhere in the file",
+        hostile_weights,
+        plain_files,
+        "if place.data_offsets != (end, end + place.size):",
+        "if False:",
+    ),
+    (
+        "a header may promise more than the file holds",
+        hostile_weights,
+        plain_files,
+        "if 8 + length + end != file_size:",
+        "if False:",
+    ),
+    (
+        "a header may be of any length",
+        hostile_weights,
+        plain_files,
+        "length > min(file_size - 8, _MAX_JSON_BYTES)",
+        "length > 2**64",
+    ),
+    ("JSON may give a key twice", hostile_config, plain_files, "if len(values) != len(pairs):", "if False:"),
+    (
+        "JSON may be nested without end",
+        hostile_config,
+        plain_files,
+        "except RecursionError:",
+        "except ZeroDivisionError:",
+    ),
+    (
+        "a model may have any number of layers",
+        hostile_config,
+        gpt2_files,
+        "n_layer: Annotated[int, Field(ge=1, le=1024)]",
+        "n_layer: int",
+    ),
+    (
+        "an index may point anywhere",
+        hostile_index,
+        store,
+        're.fullmatch(r"\\w[\\w.-]*\\.safetensors", shard)',
+        "shard",
+    ),
+]
+
+
+@contextmanager
+def seeded(module, right, wrong):
+    """The checkpoint room with `wrong` in the place of `right` in one module's source."""
+    rooms = (durable, plain_files, gpt2_files, store)
+    whole = {room: dict(vars(room)) for room in rooms}
+    try:
+        for room in rooms:
+            source = Path(room.__file__).read_text(encoding="utf-8")
+            if room is module:
+                assert source.count(right) == 1, "the source has changed: adapt the bug"
+                source = source.replace(right, wrong)
+            exec(compile(source, room.__file__, "exec"), vars(room))
+        yield
+    finally:
+        for room in rooms:
+            vars(room).clear()
+            vars(room).update(whole[room])
+
+
+def pytest_generate_tests(metafunc):
+    """The short form leaves out the bugs that take seconds to catch."""
+    bugs = BUGS if metafunc.config.getoption("--long") else [bug for bug in BUGS if bug[1] not in SLOW]
+    metafunc.parametrize(("bug", "check", "module", "right", "wrong"), bugs, ids=[bug[0] for bug in bugs])
+
+
+def test_the_checks_catch(bug, check, module, right, wrong, tmp_path):
+    with (
+        seeded(module, right, wrong),
+        pytest.raises((AssertionError, pytest.fail.Exception, OSError, ValueError)) as caught,
+    ):
+        check(tmp_path)
+    print(f"{bug}: {caught.type.__name__}: {str(caught.value)[:200]}")
