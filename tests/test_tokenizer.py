@@ -1,15 +1,18 @@
 import json
 
 import pytest
+import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from gptmini.config import TokenizerConfig
+from gptmini.data import tokenizer as tokenizer_module
 from gptmini.data.corpus import Corpus
 from gptmini.data.documents import Document
-from gptmini.data.tokenizer import build_tokenizer, load_tokenizer
+from gptmini.data.named import cache_folder
+from gptmini.data.tokenizer import GPT2_DIGEST, build_tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
 TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 times ünïcödé 你好 🙂\n" * 30
@@ -25,6 +28,9 @@ def built(kind, text=TEXT, vocab_size=None):
 
 
 TOKENIZERS = {"bytes": built("bytes"), "bpe": built("bpe", vocab_size=400), "chars": built("chars")}
+
+
+FALLBACK = build_tokenizer(TokenizerConfig(kind="chars"), text_corpus("abc é"), byte_fallback=True)
 
 
 def saved(tokenizer, folder):
@@ -186,3 +192,74 @@ def test_gpt2_without_its_files_and_network_says_what_to_do(monkeypatch, tmp_pat
         UserError, match=r"6d1cbeee0f20b3d9449abfede4726ed8212e3aee .* TIKTOKEN_CACHE_DIR .* bpe"
     ):
         build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
+
+
+def test_gpt2s_files_in_the_cache_folder_need_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    folder = cache_folder() / "gpt2"
+    folder.mkdir(parents=True)
+    saved(TOKENIZERS["bpe"], folder)
+    with pytest.raises(DamagedError, match="another tokenizer than GPT-2's"):
+        build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
+    monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    assert build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus()).digest == TOKENIZERS["bpe"].digest
+
+
+def test_gpt2_is_tiktokens_own_where_its_files_are_at_hand(tmp_path):
+    try:
+        theirs = tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError):
+        pytest.skip("GPT-2's files are not at hand")
+    ours = build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
+    assert (ours.kind, ours.digest, ours.end_of_text) == ("gpt2", GPT2_DIGEST, 50256)
+    assert ours.encode(TEXT) == theirs.encode_ordinary(TEXT)
+    assert AutoTokenizer.from_pretrained(saved(ours, tmp_path))(TEXT)["input_ids"] == ours.encode(TEXT)
+
+
+@given(text=st.text())
+@example(text="a\x7f\x80\u07ff\u0800\uffff\U00010000 é")
+def test_with_a_byte_fallback_no_character_is_unknown(text):
+    ids = FALLBACK.encode(text)
+    assert FALLBACK.decode(ids) == text
+    assert FALLBACK.encode_bytes(text.encode(), "a", 0).tolist() == ids
+    assert len(ids) == sum(1 if c in "abc é" else len(c.encode()) for c in text)
+
+
+def test_a_byte_fallback_is_saved_and_read_by_us_and_transformers(tmp_path):
+    text = "abc, é 你🙂 cab"
+    loaded = load_tokenizer(saved(FALLBACK, tmp_path))
+    assert (loaded.kind, loaded.digest, loaded.files()) == ("chars", FALLBACK.digest, FALLBACK.files())
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text)["input_ids"] == FALLBACK.encode(text)
+    assert theirs.decode(FALLBACK.encode(text)) == text
+
+
+@settings(max_examples=30)
+@given(text=st.text(alphabet=st.sampled_from("ab <|>\n\u3000你🙂's1\xa0"), max_size=60))
+def test_special_token_text_is_plain_text_in_a_corpus_too(text):
+    text = text + "<|endoftext|>" + text
+    for kind in ["bytes", "bpe"]:
+        ids = TOKENIZERS[kind].encode_bytes(text.encode(), "a", 0).tolist()
+        assert ids == TOKENIZERS[kind].encode(text)
+        assert TOKENIZERS[kind].end_of_text not in ids
+
+
+SAMPLES = {
+    "Chinese": "道可道非常道。名可名非常名。無名天地之始、有名萬物之母。" * 40,
+    "emoji": "👩‍👩‍👧‍👦 👍🏽 🇩🇪 ✊🏿\u200d\ufe0f " * 40,
+    "right to left": "في البدء كانت الكلمة. \u202eארץ\u202c ١٢٣ " * 40,
+    "one endless word": "abcdefghij" * 20_000,
+    "control characters": "".join(map(chr, range(32))) * 60,
+}
+
+
+@pytest.mark.parametrize("text", SAMPLES.values(), ids=SAMPLES)
+@pytest.mark.parametrize("kind", ["bpe", "chars"])
+def test_any_script_can_be_learned_saved_and_read_back(text, kind, tmp_path):
+    tokenizer = built(kind, text, 320 if kind == "bpe" else None)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert load_tokenizer(saved(tokenizer, tmp_path)).encode(text) == ids
+    if kind == "bpe":
+        assert len(ids) < len(text.encode())

@@ -1,7 +1,7 @@
 """Where text comes from: files, folders, globs and named corpora, as a stream of chunks.
 
 A corpus is a sequence of documents, and a document is a run of UTF-8 bytes. Neither is ever in memory whole:
-`Corpus.chunks` reads a megabyte at a time, as often as it is asked.
+`Corpus.chunks` reads a quarter of a megabyte at a time, as often as it is asked.
 """
 
 import codecs
@@ -9,6 +9,7 @@ import hashlib
 import platform
 import re
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,7 +28,7 @@ from gptmini.data.documents import (
 from gptmini.data.named import NAMED, PYTHON_DOCS, open_named
 from gptmini.errors import UserError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 Errors = Literal["strict", "replace", "ignore"]
 
 
@@ -65,8 +66,8 @@ class Corpus:
         """Every document from its first byte to its last, in chunks.
 
         Chunks end where a run of whitespace begins, which is always between two of GPT-2's pre-tokens, so
-        encoding them one by one gives the ids of the whole text. (Where a megabyte holds no such place,
-        they end between two characters.) Documents without text are left out.
+        encoding them one by one gives the ids of the whole text. (Where CHUNK_BYTES hold no such
+        place, they end between two characters.) Documents without text are left out.
         """
         for read in self.sources:
             for source, blocks in read():
@@ -173,9 +174,8 @@ def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
 def _last_boundary(data: bytes) -> int:
     """The last place in data[1 : CHUNK_BYTES + 1] where a chunk may end."""
     for start in (max(1, CHUNK_BYTES - 4096), 1):  # nearly always it is close to the end
-        matches = list(_RUN_OF_WHITESPACE.finditer(data, start, CHUNK_BYTES + 1))
-        if matches:
-            return matches[-1].start()
+        if last := deque(_RUN_OF_WHITESPACE.finditer(data, start, CHUNK_BYTES + 1), maxlen=1):
+            return last[0].start()
     return character_boundary(data, CHUNK_BYTES)
 
 

@@ -21,7 +21,7 @@ from typing import IO, NamedTuple
 
 from gptmini.errors import UserError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
 
 # What is read from a folder. A file that is named, or that a glob matches, is read whatever its suffix.

@@ -23,12 +23,14 @@ from tiktoken_ext import openai_public
 
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Corpus, character_boundary
+from gptmini.data.named import cache_folder
 from gptmini.errors import DamagedError, UserError
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
-BPE_SAMPLE_BYTES = 32 << 20
+BPE_SAMPLE_BYTES = 16 << 20
 GPT2_MERGES = 50_000
+GPT2_DIGEST = "2120503ab28e3cfede38e72fa4ead72c5f0b5a21622586db74483a4e0370b877"
 
 
 class Tokenizer(ABC):
@@ -157,10 +159,12 @@ class BytePairTokenizer(Tokenizer):
         ids = {token: i for i, token in enumerate(self.tokens) if token}
         assert all(byte in ids for byte in BYTES), "tiktoken panics without all 256 bytes"
         self._encoding = tiktoken.Encoding(
-            self.kind, pat_str=openai_public.r50k_pat_str, mergeable_ranks=ids, special_tokens={}
+            self.kind,
+            pat_str=openai_public.r50k_pat_str,
+            mergeable_ranks=ids,
+            special_tokens={END_OF_TEXT: len(self.tokens)},  # never used, but encode_to_numpy is slow without
         )
         self._id_of_byte = np.array([ids[byte] for byte in BYTES], dtype=np.uint32)
-        self._word_ids = _WordIds(self._encoding)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; a lone surrogate, which is no character, counts as U+FFFD."""
@@ -170,8 +174,8 @@ class BytePairTokenizer(Tokenizer):
         """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
         if not self.merges:
             return self._id_of_byte[np.frombuffer(data, dtype=np.uint8)]
-        words = _WORD.findall(_decode_utf8(data, source, offset))
-        return np.frombuffer(b"".join(map(self._word_ids.__getitem__, words)), dtype=np.uint32)
+        text = _decode_utf8(data, source, offset)
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def _huggingface_model(self) -> dict[str, Any]:
         vocabulary = {_to_unicode(token): i for i, token in enumerate(self.tokens) if token}
@@ -194,23 +198,6 @@ class BytePairTokenizer(Tokenizer):
 
 
 BYTES = [bytes([byte]) for byte in range(256)]
-
-# A word with the whitespace before it. No token of GPT-2's pattern reaches over its end: see corpus.py.
-_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_WORD = re.compile(f"[{_SPACE}]*[^{_SPACE}]+|[{_SPACE}]+")
-
-
-class _WordIds(dict[str, bytes]):
-    """The ids of each word as uint32 bytes. Most words of a text have been seen before: twice as fast."""
-
-    def __init__(self, encoding: tiktoken.Encoding) -> None:
-        self._encoding = encoding
-
-    def __missing__(self, word: str) -> bytes:
-        ids = np.array(self._encoding.encode_ordinary(word), dtype=np.uint32).tobytes()
-        if len(self) < 500_000 and len(word) < 32:  # about 100 MB at most
-            self[word] = ids
-        return ids
 
 
 def _bytes_as_characters() -> list[str]:
@@ -242,44 +229,64 @@ def _from_unicode(text: str) -> bytes:
 class CharTokenizer(Tokenizer):
     """One id for each character of the corpus, in the order of their code points.
 
+    With `byte_fallback` no character is unknown: others become their UTF-8 bytes, for which there are 256
+    more ids.
+
     >>> tokenizer = CharTokenizer("abc")
     >>> tokenizer.encode("cab"), tokenizer.end_of_text
     ([2, 0, 1], 3)
+    >>> CharTokenizer("abc", byte_fallback=True).encode("cé")
+    [2, 198, 172]
     """
 
     kind = "chars"
 
-    def __init__(self, characters: Sequence[str]) -> None:
+    def __init__(self, characters: Sequence[str], byte_fallback: bool = False) -> None:
         self.characters = tuple(characters)
-        self.tokens = (*(character.encode() for character in characters), b"")
-        self.end_of_text = len(self.characters)
+        self.byte_fallback = byte_fallback
+        self.tokens = (
+            *(character.encode() for character in characters),
+            *(BYTES if byte_fallback else ()),
+            b"",
+        )
+        self.end_of_text = len(self.tokens) - 1
         self.special_tokens = {END_OF_TEXT: self.end_of_text}
         self._id_of_code_point = np.full(0x110000, -1, dtype=np.int64)
         self._id_of_code_point[[ord(character) for character in characters]] = np.arange(len(characters))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises UserError naming a character that the corpus did not have."""
-        ids, unknown = self._look_up(text)
-        if unknown is not None:
-            raise UserError(f"{self._unknown(text[unknown])}; leave it out")
+        ids = self._look_up(text)
+        if (ids < 0).any():
+            raise UserError(f"{self._unknown(text[(ids < 0).argmax()])}; leave it out")
         return ids.tolist()
 
     def encode_bytes(self, data: bytes, source: str, offset: int) -> np.ndarray:
         """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
         text = _decode_utf8(data, source, offset)
-        ids, unknown = self._look_up(text)
-        if unknown is not None:
-            position = offset + len(text[:unknown].encode())
+        ids = self._look_up(text)
+        if (ids < 0).any():
+            place = int((ids < 0).argmax())
             raise UserError(
-                f"{source}: byte {position}: {self._unknown(text[unknown])}; "
+                f"{source}: byte {offset + len(text[:place].encode())}: {self._unknown(text[place])}; "
                 "use tokenizer.kind = bpe or bytes, which know them all"
             )
         return ids.astype(np.uint32)
 
-    def _look_up(self, text: str) -> tuple[np.ndarray, int | None]:
-        ids = self._id_of_code_point[_code_points(text)]
+    def _look_up(self, text: str) -> np.ndarray:
+        """int64 ids; -1 for an unknown character, unless its bytes can stand for it."""
+        code_points = _code_points(text)
+        ids = self._id_of_code_point[code_points]
         unknown = ids < 0
-        return ids, int(unknown.argmax()) if unknown.any() else None
+        if not (self.byte_fallback and unknown.any()):
+            return ids
+        utf8_lengths = 1 + np.searchsorted([0x80, 0x800, 0x10000], code_points, side="right")
+        widths = np.where(unknown, utf8_lengths, 1)
+        ids = np.repeat(ids, widths)
+        letters = code_points[unknown].tobytes().decode("utf-32-le", errors="surrogatepass")
+        bytes_of_unknown = np.frombuffer(letters.encode(errors="surrogatepass"), dtype=np.uint8)
+        ids[np.repeat(unknown, widths)] = len(self.characters) + bytes_of_unknown.astype(np.int64)
+        return ids
 
     def _unknown(self, character: str) -> str:
         name = unicodedata.name(character, "a character without name")
@@ -290,15 +297,17 @@ class CharTokenizer(Tokenizer):
 
     def _huggingface_model(self) -> dict[str, Any]:
         vocabulary = {character: i for i, character in enumerate(self.characters)}
+        every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
+        model: dict[str, Any] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": END_OF_TEXT}
+        decoder: dict[str, Any] = {"type": "Fuse"}
+        if self.byte_fallback:  # byte pairs without merges: a character, or else its bytes
+            vocabulary |= {f"<0x{byte:02X}>": len(self.characters) + byte for byte in range(256)}
+            model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True}
+            decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, decoder]}
         return {
-            "pre_tokenizer": {
-                "type": "Split",
-                "pattern": {"Regex": r"[\s\S]"},
-                "behavior": "Isolated",
-                "invert": False,
-            },
-            "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": END_OF_TEXT},
+            "pre_tokenizer": {**every_character, "invert": False},
+            "decoder": decoder,
+            "model": model,
         }
 
 
@@ -319,8 +328,10 @@ def _decode_utf8(data: bytes, source: str, offset: int) -> str:
 # ---------------------------------------------------------------------------------------- building
 
 
-def build_tokenizer(config: TokenizerConfig, corpus: Corpus, train_bytes: int | None = None) -> Tokenizer:
-    """The tokenizer that a config describes.
+def build_tokenizer(
+    config: TokenizerConfig, corpus: Corpus, train_bytes: int | None = None, byte_fallback: bool = False
+) -> Tokenizer:
+    """The tokenizer that a config describes; `byte_fallback` is for `chars`.
 
     `bpe` learns its merges from the first `train_bytes` bytes of the corpus (None: all of it), so that the
     validation text stays unseen; `chars` needs the characters of the whole. Raises UserError where the text
@@ -329,7 +340,7 @@ def build_tokenizer(config: TokenizerConfig, corpus: Corpus, train_bytes: int | 
     if config.kind == "bytes":
         return BytePairTokenizer([*BYTES, b""], [], {END_OF_TEXT: 256})
     if config.kind == "chars":
-        return CharTokenizer(_characters(corpus))
+        return CharTokenizer(_characters(corpus), byte_fallback)
     if config.kind == "gpt2":
         return _load_gpt2()
     return _train_bpe(config.vocab_size or BPE_VOCAB_SIZE, _sample(corpus, train_bytes))
@@ -370,22 +381,34 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator(map(_break_endless_words, texts), trainer)
     learned = json.loads(learner.to_str())["model"]
     tokens = [_from_unicode(text) for text in sorted(learned["vocab"], key=learned["vocab"].get)]
     merges = [(_from_unicode(left), _from_unicode(right)) for left, right in learned["merges"]]
     return BytePairTokenizer([*tokens, b""], merges, {END_OF_TEXT: len(tokens)})
 
 
+def _break_endless_words(text: str) -> str:
+    """A line break after 1000 characters without whitespace: learning is quadratic in a word's length."""
+    return re.sub(r"(\S{1000})(?=\S)", r"\1\n", text)
+
+
 def _load_gpt2() -> Tokenizer:
+    """GPT-2's own tokenizer: from the cache folder, or as tiktoken finds or downloads it."""
+    folder = cache_folder() / "gpt2"
+    found = load_tokenizer(folder)
+    if found is not None:
+        if found.digest != GPT2_DIGEST:
+            raise DamagedError(f"{folder}: holds another tokenizer than GPT-2's")
+        return found
     try:
         gpt2 = openai_public.gpt2()
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
         raise UserError(
-            f"tokenizer.kind = gpt2: its files cannot be downloaded ({type(error).__name__}); offline "
-            "put 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (GPT-2's vocab.bpe) and "
-            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (its encoder.json) into the folder that "
-            "TIKTOKEN_CACHE_DIR names, or use tokenizer.kind = bpe or bytes"
+            f"tokenizer.kind = gpt2: its files cannot be downloaded ({type(error).__name__}); offline put "
+            f"GPT-2's vocab.json and merges.txt into {folder}, or its vocab.bpe and encoder.json as "
+            "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 into the "
+            "folder that TIKTOKEN_CACHE_DIR names, or use tokenizer.kind = bpe or bytes"
         ) from None
     ids: dict[bytes, int] = gpt2["mergeable_ranks"]
     merges = [_parts(token, ids) for token in sorted(ids, key=ids.__getitem__) if len(token) > 1]
@@ -454,10 +477,13 @@ _File = TypeVar("_File", bound=BaseModel)
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer in a checkpoint or a Hugging Face GPT-2 directory, or None where there is none.
 
-    Reads tokenizer.json, or else vocab.json with merges.txt. Raises DamagedError where a file is broken,
-    and UserError where it describes a tokenizer that works in another way than GPT-2's.
+    Reads tokenizer.json, or else vocab.json with merges.txt (which OpenAI calls encoder.json and vocab.bpe).
+    Raises DamagedError where a file is broken, and UserError where it describes a tokenizer that works in
+    another way than GPT-2's.
     """
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    if not vocab.is_file():  # OpenAI's own names of the two
+        vocab, merges = folder / "encoder.json", folder / "vocab.bpe"
     if path.is_file():
         file = _parse(path, _TokenizerFile)
     elif vocab.is_file() and merges.is_file():
@@ -467,7 +493,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         file = _TokenizerFile(pre_tokenizer={"type": "ByteLevel"}, model=model)
     else:
         return None
-    if isinstance(file.model, _WordLevelModel):
+    if isinstance(file.model, _WordLevelModel) or (file.model.byte_fallback and not file.model.merges):
         return _build_chars(path, file, file.model)
     return _build_byte_pairs(path, file, file.model, _end_of_text_name(folder / "tokenizer_config.json"))
 
@@ -519,12 +545,17 @@ def _build_byte_pairs(
     )
 
 
-def _build_chars(path: Path, file: _TokenizerFile, model: _WordLevelModel) -> Tokenizer:
+def _build_chars(path: Path, file: _TokenizerFile, model: _WordLevelModel | _BytePairModel) -> Tokenizer:
     ids = _ids(path, file, model.vocab)
     *characters, last = sorted(ids, key=ids.__getitem__) or [""]
+    byte_fallback = isinstance(model, _BytePairModel)
+    if byte_fallback:
+        characters, byte_tokens = characters[:-256], characters[-256:]
+        if byte_tokens != [f"<0x{byte:02X}>" for byte in range(256)]:
+            raise UserError(f"{path}: its last tokens are not the 256 bytes and the end of text")
     if last != END_OF_TEXT or any(len(character) != 1 for character in characters):
         raise UserError(f"{path}: its tokens are words, and only single characters can be read")
-    return CharTokenizer(characters)
+    return CharTokenizer(characters, byte_fallback)
 
 
 def _ids(path: Path, file: _TokenizerFile, vocab: Mapping[str, int]) -> dict[str, int]:
