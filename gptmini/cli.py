@@ -85,7 +85,12 @@ class GenerateOptions(SamplingOptions):
         None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
     )
     seed: int | None = Field(None, ge=0, description="The same seed gives the same text.")
+    interactive: bool = Field(False, description="A terminal session: type text, watch the model go on.")
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the weights.")
+    quantize: Literal["int8"] | None = Field(
+        None, description="int8: weights rounded to a quarter of their bytes, for the CPU."
+    )
 
 
 class EvaluateOptions(Section):
@@ -177,13 +182,19 @@ def _generate(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("generate", words, GenerateOptions)
     prompt = _read_prompt(options)
     from gptmini.checkpoint.store import load
+    from gptmini.cpu_linear import speed_up
     from gptmini.generate import generate_text, stream
+    from gptmini.interactive import Session
     from gptmini.training.runtime import find_device
 
     model, tokenizer = load(checkpoint, str(find_device(options.device)))
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so there are no texts to read or write with it")
-    fields = options.model_dump(exclude={"prompt", "prompt_file", "num_samples", "truncate_prompt", "device"})
+    model = speed_up(model, options.quantize or options.precision)
+    fields = options.model_dump(include={"max_new_tokens", "stop", "seed", *SamplingOptions.model_fields})
+    if options.interactive:
+        Session(model, tokenizer, prompt, **fields).run()
+        return
     fields["truncate_prompt"] = options.truncate_prompt == "left"
     if options.num_samples == 1:
         pieces = stream(model, tokenizer, prompt, **fields)

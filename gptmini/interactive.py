@@ -31,23 +31,25 @@ Ctrl-C stops the text, Ctrl-D ends the session.
 
 
 class Session:
-    """What was said so far, and how to go on. Raises UserError for what cannot be done; goes on after it."""
+    """The text so far, and how to go on from it."""
 
     def __init__(
         self,
         model: GPT,
         tokenizer: Tokenizer,
-        options: SamplingOptions,
+        text: str = "",
         *,
         max_new_tokens: int,
         seed: int | None = None,
         stop: Sequence[str] = (),
         write: Callable[[str], object] = lambda text: print(text, end="", flush=True),
+        **sampling: float | None,
     ) -> None:
-        self.model, self.tokenizer, self.options = model, tokenizer, options
+        """`text` is what to begin with. When the model goes on for the n-th time it draws with seed + n."""
+        self.model, self.tokenizer, self.text = model, tokenizer, text
         self.max_new_tokens, self.seed, self.stop = max_new_tokens, seed, stop
+        self.options = validate(SamplingOptions, sampling, "sampling")
         self.write = write
-        self.text = ""
         self.keep = True
         self.show_speed = False
         self.turns = 0
@@ -56,7 +58,7 @@ class Session:
         """Answer lines until there are no more: Ctrl-D, /quit or the end of standard input."""
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  # gives `input` line editing and a history
-        self.write("/help lists the commands.\n")
+        self.write(f"/help lists the commands.\n{visible(self.text)}")
         while True:
             try:
                 line = read("> ")

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmini.checkpoint.gpt2_files import to_gpt2
 from gptmini.config import GPTConfig
-from gptmini.cpu_linear import lay_out_for_cpu
+from gptmini.cpu_linear import speed_up
 from gptmini.generate import generate, generate_tokens
 from gptmini.model import GPT
 from gptmini.sampling import Sampling
@@ -35,7 +35,7 @@ def bench_generate() -> None:
     model = GPT(GPT2_124M).eval()
     models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
     for weights in ("fp32", "bf16", "int8"):
-        models[weights] = lay_out_for_cpu(copy.deepcopy(model), weights)
+        models[weights] = speed_up(copy.deepcopy(model), weights)
     weight_bytes = 4 * sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
     bandwidth = read_bandwidth()
     bound = bandwidth / weight_bytes

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptmini.config import GPTConfig
-from gptmini.cpu_linear import lay_out_for_cpu
+from gptmini.cpu_linear import speed_up
 from gptmini.generate import generate
 from gptmini.model import GPT
 
@@ -29,7 +29,7 @@ def tokens(batch, length):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 1), (5, 32)])
 def test_logits_stay_within_the_rounding_of_the_weights(n_embd, bias, weights, tolerance, shape):
     model = build(n_embd, bias)
-    laid_out = lay_out_for_cpu(copy.deepcopy(model), weights)
+    laid_out = speed_up(copy.deepcopy(model), weights)
     with torch.inference_mode():
         expected, got = model(tokens(*shape)), laid_out(tokens(*shape))
     assert got.dtype == torch.float32
@@ -39,7 +39,7 @@ def test_logits_stay_within_the_rounding_of_the_weights(n_embd, bias, weights, t
 
 def test_float32_layers_give_the_same_text():
     model = build()
-    laid_out = lay_out_for_cpu(copy.deepcopy(model))
+    laid_out = speed_up(copy.deepcopy(model))
     for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 4, "top_p": 0.8}):
         first, second = (generate(m, tokens(3, 5), max_new_tokens=80, **options) for m in (model, laid_out))
         assert torch.equal(first, second)
@@ -47,5 +47,5 @@ def test_float32_layers_give_the_same_text():
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_rounded_weights_write_a_text_of_the_asked_length(weights):
-    laid_out = lay_out_for_cpu(build(), weights)
+    laid_out = speed_up(build(), weights)
     assert generate(laid_out, tokens(2, 5), max_new_tokens=50, seed=0).shape == (2, 55)

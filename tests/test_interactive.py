@@ -1,12 +1,18 @@
 """The terminal session: in process with scripted lines, and in a real pseudo-terminal with a real Ctrl-C."""
 
+import os
+import signal
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.tokenizer import build_tokenizer
 from gptmini.errors import UserError
@@ -34,9 +40,7 @@ def screen():
 
 @pytest.fixture
 def session(model, tokenizer, screen):
-    return Session(
-        model, tokenizer, SamplingOptions(), max_new_tokens=12, seed=5, write=lambda text: screen.append(text)
-    )
+    return Session(model, tokenizer, max_new_tokens=12, seed=5, write=screen.append)
 
 
 def scripted(*lines):
@@ -84,6 +88,14 @@ def test_clear_and_keep_off_forget(session):
     session.answer("/keep off")
     session.answer("cd")
     assert session.text.startswith("cd")
+
+
+def test_a_text_to_begin_with_is_shown_and_gone_on_from_by_enter(model, tokenizer, screen):
+    session = Session(model, tokenizer, "a\x07", max_new_tokens=12, seed=5, write=screen.append, top_k=3)
+    session.run(scripted(""))
+    assert screen[0].endswith("\na\\x07")
+    (expected,) = generate_text(model, tokenizer, "a\x07", max_new_tokens=12, seed=5, top_k=3)
+    assert session.text == expected
 
 
 def test_two_slashes_are_text_that_begins_with_one(session):
@@ -181,3 +193,53 @@ def test_no_control_character_reaches_the_terminal(text):
 def test_plain_text_is_shown_as_it_is():
     assert visible("Größe, 日本語, naïve  ½\n\t“quoted” 😀") == "Größe, 日本語, naïve  ½\n\t“quoted” 😀"
     assert visible("\x1b]0;title\x07 \r \u202e \u2028") == r"\x1b]0;title\x07 \r \u202e \u2028"
+
+
+@pytest.fixture
+def run_folder(tmp_path, model, tokenizer):
+    state = TrainingState(
+        step=1, tokens=1, config={}, data_digest="", tokenizer_digest=tokenizer.digest, environment={}
+    )
+    checkpoint = Checkpoint(step=1, model=model.state_dict(), optimizer={}, state=state)
+    return CheckpointStore(tmp_path / "run", keep=1).save(checkpoint, model.config, tokenizer)
+
+
+def read_until(terminal, wanted):
+    shown = b""
+    while wanted not in shown:
+        shown += os.read(terminal, 4096)  # raises at the end of the program
+    return shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are a POSIX thing")
+def test_ctrl_c_in_a_terminal_stops_the_text_and_not_the_session(run_folder):
+    import pty
+
+    script = Path(__file__).parent.parent / "scripts" / "generate.py"
+    terminal, program_side = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, script, run_folder, "--interactive", "--max-new-tokens", "10000000"],
+        stdin=program_side,
+        stdout=program_side,
+        stderr=program_side,
+        start_new_session=True,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(program_side)
+    try:
+        read_until(terminal, b"> ")
+        os.write(terminal, b"/speed on\n")
+        read_until(terminal, b"> ")
+        os.write(terminal, b"Hello\n")
+        read_until(terminal, b"Hello\r\n")
+        os.read(terminal, 1)  # the text has begun, and would go on for hours
+        os.kill(program.pid, signal.SIGINT)
+        shown = read_until(terminal, b"> ")
+        assert b" tokens after 5, " in shown
+        assert b"\x1b" not in shown
+        os.write(terminal, b"\x04")  # Ctrl-D
+        assert program.wait(timeout=30) == 0
+    finally:
+        program.kill()
+        program.wait()
+        os.close(terminal)
