@@ -26,7 +26,7 @@ class SeenParagraphs:
         """The chunks as they are; their paragraphs are noted while they pass by."""
         waiting = b""
         for chunk in chunks:
-            *pieces, waiting = _pieces(waiting, chunk)
+            *pieces, waiting = split_paragraphs(waiting, chunk)
             self._hashes.extend(hash(piece.strip()) for piece in pieces)
             yield chunk
 
@@ -36,7 +36,7 @@ class SeenParagraphs:
         waiting, begun = b"", False
         for chunk in chunks:
             offset = chunk.offset - len(waiting)
-            *pieces, waiting = _pieces(waiting, chunk)
+            *pieces, waiting = split_paragraphs(waiting, chunk)
             hashes = np.array([hash(piece.strip()) for piece in pieces], dtype=np.int64)
             for known, run in itertools.groupby(
                 zip(np.isin(hashes, noted), pieces, strict=True), key=lambda pair: bool(pair[0])
@@ -54,12 +54,12 @@ class SeenParagraphs:
                 begun = False
 
 
-def _pieces(waiting: bytes, chunk: Chunk) -> list[bytes]:
+def split_paragraphs(waiting: bytes, chunk: Chunk) -> list[bytes]:
     """Whole paragraphs, each with the blank lines before it, and then what has to wait for the next chunk.
 
-    >>> _pieces(b"a", Chunk(b"b\\n\\nc\\n", "", 0, ends_document=False))
+    >>> split_paragraphs(b"a", Chunk(b"b\\n\\nc\\n", "", 0, ends_document=False))
     [b'ab', b'\\n\\nc\\n']
-    >>> _pieces(b"a", Chunk(b"b\\n\\nc\\n", "", 0, ends_document=True))
+    >>> split_paragraphs(b"a", Chunk(b"b\\n\\nc\\n", "", 0, ends_document=True))
     [b'ab', b'\\n\\nc\\n', b'']
     """
     first, *rest = _BEFORE_BLANK_LINES.split(waiting + chunk.data)

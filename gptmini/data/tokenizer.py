@@ -343,7 +343,7 @@ def build_tokenizer(
         return CharTokenizer(_characters(corpus), byte_fallback)
     if config.kind == "gpt2":
         return _load_gpt2()
-    return _train_bpe(config.vocab_size or BPE_VOCAB_SIZE, _sample(corpus, train_bytes))
+    return _train_bpe(config.vocab_size or BPE_VOCAB_SIZE, sample(corpus, BPE_SAMPLE_BYTES, train_bytes))
 
 
 def _characters(corpus: Corpus) -> list[str]:
@@ -353,10 +353,13 @@ def _characters(corpus: Corpus) -> list[str]:
     return [chr(code_point) for code_point in np.flatnonzero(seen)]
 
 
-def _sample(corpus: Corpus, train_bytes: int | None) -> Iterator[str]:
-    """Text of about BPE_SAMPLE_BYTES at most: chunks at even distances over the training text."""
-    end = corpus.contents.total_bytes if train_bytes is None else train_bytes
-    stride = -(-end // BPE_SAMPLE_BYTES)
+def sample(corpus: Corpus, size_bytes: int, end: int | None = None) -> Iterator[str]:
+    """About `size_bytes` of text at most: chunks at even distances over the corpus, or its first `end` bytes.
+
+    Raises UserError where the text is not UTF-8.
+    """
+    end = corpus.contents.total_bytes if end is None else end
+    stride = -(-end // size_bytes)
     position = 0
     for i, chunk in enumerate(corpus.chunks()):
         if position >= end:
