@@ -1,0 +1,1 @@
+"""Weights -> figures: how good a model is, and by what measure."""
