@@ -161,7 +161,9 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept, besides the best.")
     log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     init_from: PathText | None = Field(
-        None, description="A checkpoint or Hugging Face GPT-2 folder to start from; null: random weights."
+        None,
+        description="A checkpoint, a GPT-2 folder or a name on the Hugging Face Hub to start from, tokenizer "
+        "included; null: random weights.",
     )
 
     @model_validator(mode="after")

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from gptmini.checkpoint.hub import find_weights
 from gptmini.checkpoint.store import CheckpointStore, TrainingState, load
-from gptmini.config import Config, GPTConfig, ModelConfig
+from gptmini.config import Config, GPTConfig, ModelConfig, TokenizerConfig
 from gptmini.data.token_file import TokenData, prepare
+from gptmini.data.tokenizer import Tokenizer
 from gptmini.errors import InUseError, UserError
 from gptmini.model import GPT
 
@@ -43,8 +45,9 @@ def lock_run_folder(store: CheckpointStore) -> AbstractContextManager[None]:
 def build_model_and_data(config: Config, quiet: bool) -> tuple[GPT, TokenData]:
     """The first weights and the tokenized corpus; the two share a tokenizer.
 
-    With `train.init_from`, weights and tokenizer come from there (positions past a shorter
-    `model.context_length` are dropped); otherwise the weights are random, decided by `train.seed` alone.
+    With `train.init_from`, weights and tokenizer come from there, a folder or a name on the Hugging Face Hub
+    (positions past a shorter `model.context_length` are dropped); otherwise the weights are random, decided
+    by `train.seed` alone. Raises UserError where the config asks for another shape or tokenizer.
     """
     length = config.model.context_length
     if config.train.init_from is None:
@@ -52,24 +55,51 @@ def build_model_and_data(config: Config, quiet: bool) -> tuple[GPT, TokenData]:
         torch.manual_seed(config.train.seed)
         return GPT(GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())), data
 
-    source, tokenizer = load(config.train.init_from)
-    data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
-    wanted = GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())
-    for key in ("vocab_size", "n_layer", "n_head", "n_embd", "bias"):
-        given, needed = getattr(wanted, key), getattr(source.config, key)
-        if given != needed:
-            name = "the tokenizer's vocab_size" if key == "vocab_size" else f"model.{key}"
-            raise UserError(f"{name} = {given}, but train.init_from = {config.train.init_from} has {needed}")
+    name = f"train.init_from = {config.train.init_from}"
+    source, tokenizer = load(find_weights(config.train.init_from))
+    if tokenizer is not None:
+        _check_tokenizer(config.tokenizer, tokenizer, name)
+    fixed = ("n_layer", "n_head", "n_embd", "bias")
+    if changed := [key for key in fixed if getattr(config.model, key) != getattr(source.config, key)]:
+        given = ", ".join(f"model.{key} = {getattr(config.model, key)}" for key in changed)
+        needed = ", ".join(str(getattr(source.config, key)) for key in changed)
+        raise UserError(f"{given}, but {name} has {needed}")
     if length > source.config.context_length:
         raise UserError(
-            f"model.context_length = {length}: train.init_from = {config.train.init_from} has positions for "
-            f"{source.config.context_length} tokens only"
+            f"model.context_length = {length}: {name} has positions for {source.config.context_length} "
+            "tokens only"
+        )
+    data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
+    wanted = GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())
+    if wanted.vocab_size != source.config.vocab_size:
+        raise UserError(
+            f"the tokenizer's vocab_size = {wanted.vocab_size}, but {name} has {source.config.vocab_size}"
         )
     model = GPT(wanted)
     weights = source.state_dict()
     weights["position_embedding.weight"] = weights["position_embedding.weight"][:length]
     model.load_state_dict(weights)
     return model, data
+
+
+def _check_tokenizer(config: TokenizerConfig, found: Tokenizer, name: str) -> None:
+    """Refuse a tokenizer that the config asks for where the weights bring another one."""
+    given = config.model_dump(include=config.model_fields_set, exclude_none=True)
+    for key, value in given.items():
+        if value != getattr(found, key):
+            raise UserError(
+                f"tokenizer.{key} = {value}, but {name} brings a tokenizer with {key} = {getattr(found, key)}, "
+                "and its weights mean nothing with another: leave tokenizer out of the config"
+            )
+
+
+def resolve_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
+    """The config with the tokenizer that `train.init_from` brought, so that it tells what was done."""
+    if config.train.init_from is None:
+        return config
+    vocab_size = tokenizer.vocab_size if tokenizer.kind == "bpe" else None
+    section = TokenizerConfig.model_validate({"kind": tokenizer.kind, "vocab_size": vocab_size})
+    return config.model_copy(update={"tokenizer": section})
 
 
 def check_resumable(

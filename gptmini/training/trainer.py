@@ -31,6 +31,7 @@ from gptmini.training.start import (
     check_resumable,
     lock_run_folder,
     refuse_used_folder,
+    resolve_tokenizer,
 )
 
 
@@ -44,6 +45,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
     refuse_used_folder(store, resume)
     model, data = build_model_and_data(config, quiet)
+    config = resolve_tokenizer(config, data.tokenizer)
     with lock_run_folder(store), stop_signal() as stop:
         store.clean()
         trainer = Trainer(config, runtime, model, data, store)

@@ -1,0 +1,38 @@
+"""GPT-2 weights by name: a folder on this machine, or a model of the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from gptmini.errors import UserError
+
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as in openai-community/gpt2-medium
+_FILES = [  # never pickled weights
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+]
+
+
+def find_weights(name: str) -> Path:
+    """The folder `name`, or else the local copy of the model that the Hub has under that name.
+
+    What was fetched once is found again without a network. Raises UserError, saying what to fetch, where
+    there is neither.
+    """
+    if Path(name).exists() or not _NAME.fullmatch(name):
+        return Path(name)
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+    except (OSError, ValueError) as error:  # all that huggingface_hub raises: no network, no such model, ...
+        reason = type(error.__cause__ or error).__name__
+        raise UserError(
+            f"{name}: no such folder, and the Hugging Face Hub does not give a model of that name ({reason}); "
+            f"offline, run `hf download {name}` where there is a network and give the folder that it prints"
+        ) from None
