@@ -33,6 +33,6 @@ def find_weights(name: str) -> Path:
     except (OSError, ValueError) as error:  # all that huggingface_hub raises: no network, no such model, ...
         reason = type(error.__cause__ or error).__name__
         raise UserError(
-            f"{name}: no such folder, and the Hugging Face Hub does not give a model of that name ({reason}); "
+            f"{name}: no such folder, and the Hugging Face Hub gives no model of that name ({reason}); "
             f"offline, run `hf download {name}` where there is a network and give the folder that it prints"
         ) from None

@@ -88,8 +88,8 @@ def _check_tokenizer(config: TokenizerConfig, found: Tokenizer, name: str) -> No
     for key, value in given.items():
         if value != getattr(found, key):
             raise UserError(
-                f"tokenizer.{key} = {value}, but {name} brings a tokenizer with {key} = {getattr(found, key)}, "
-                "and its weights mean nothing with another: leave tokenizer out of the config"
+                f"tokenizer.{key} = {value}, but {name} brings a tokenizer with {key} = "
+                f"{getattr(found, key)}, and the weights mean nothing with another: leave tokenizer out"
             )
 
 
