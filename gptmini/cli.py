@@ -46,7 +46,7 @@ USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own
 
 gptmini train [CONFIG.yaml] [--section.key VALUE ...] [--resume] [--quiet]
 gptmini generate CHECKPOINT [--prompt TEXT] [--max-new-tokens N] [--temperature X] ...
-gptmini prepare [CONFIG.yaml] [--section.key VALUE ...]
+gptmini prepare [CONFIG.yaml] [--section.key VALUE ...] [--stats] | --list
 gptmini evaluate CHECKPOINT [--corpus PATH ...]
 gptmini completion bash | zsh | fish
 
@@ -67,7 +67,17 @@ class TrainOptions(Switches, Config):
     """Train a GPT. Every key can stand in CONFIG.yaml; one given here comes before it."""
 
 
-class PrepareOptions(Config):
+class Reports(Section):
+    """What else `gptmini prepare` tells."""
+
+    list: bool = Field(False, description="Show the named corpora with size and licence, and do no more.")
+    stats: bool = Field(
+        False,
+        description="Documents, tokens, bytes per token (and GPT-2's), longest document, repeated share.",
+    )
+
+
+class PrepareOptions(Reports, Config):
     """Turn the corpus of a config into tokens, as training would, and tell what was found."""
 
 
@@ -162,8 +172,7 @@ def _fail(error: object, exit_code: int) -> int:
 
 def _train(words: Sequence[str]) -> None:
     path, overrides = _config_words("train", words)
-    given = {name: overrides.pop(name) for name in keys(Switches) if name in overrides}
-    switches = validate(Switches, given, "command line", given)
+    switches = _take(Switches, overrides)
     config = load_config(path, overrides)
     from gptmini.training.trainer import train
 
@@ -171,11 +180,26 @@ def _train(words: Sequence[str]) -> None:
 
 
 def _prepare(words: Sequence[str]) -> None:
-    config = load_config(*_config_words("prepare", words))
-    from gptmini.data.token_file import prepare
+    path, overrides = _config_words("prepare", words)
+    reports = _take(Reports, overrides)
+    if reports.list:
+        from gptmini.data.named import list_named
+
+        print(list_named())
+        return
+    config = load_config(path, overrides)
+    from gptmini.data.preparation import prepare
 
     data = prepare(config.data, config.tokenizer, config.model.context_length)
     print(yaml.safe_dump(data.meta.model_dump(mode="json"), sort_keys=False), end="")
+    if reports.stats:
+        from gptmini.data.corpus import open_corpus
+        from gptmini.data.text_statistics import describe
+
+        corpus = open_corpus(config.data.corpus, config.data.text_field, config.data.errors)
+        figures = describe(corpus, data)._asdict()
+        figures = {name: round(n, 4) if isinstance(n, float) else n for name, n in figures.items()}
+        print(yaml.safe_dump({"stats": figures}, sort_keys=False), end="")
 
 
 def _generate(words: Sequence[str]) -> None:
@@ -266,6 +290,12 @@ def _config_words(command: str, words: Sequence[str]) -> tuple[str | None, dict[
     if len(places) > 1:
         raise UserError(f"gptmini {command} takes one CONFIG.yaml, not {len(places)}: {' '.join(places)}")
     return places[0] if places else None, overrides
+
+
+def _take(schema: type[S], overrides: dict[str, Any]) -> S:
+    """Take a command's own switches out of the options; the rest are keys of the config."""
+    given = {name: overrides.pop(name) for name in keys(schema) if name in overrides}
+    return validate(schema, given, "command line", given)
 
 
 def _checkpoint_words(command: str, words: Sequence[str], schema: type[S]) -> tuple[str, S]:

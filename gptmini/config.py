@@ -80,10 +80,28 @@ class DataConfig(Section):
 
     corpus: Annotated[
         PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)],
-        Field(description="A named corpus, a text file, a folder, a glob, or a list of these."),
+        Field(
+            description="A named corpus, a text file, a folder, a glob, - for standard input, or a list "
+            "of these."
+        ),
     ] = "python-docs"
+    val_corpus: Annotated[
+        PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)] | None,
+        Field(description="A text of its own for validation, given like corpus; null: a part of corpus."),
+    ] = None
     val_fraction: float = Field(
-        0.1, gt=0.0, lt=1.0, description="Share of the text, taken from its end, kept for validation."
+        0.1,
+        gt=0.0,
+        lt=1.0,
+        description="Share of the text, taken from its end, kept for validation, without val_corpus.",
+    )
+    text_field: str = Field(
+        "text", description="The field of JSON lines, or column of parquet, that holds the text."
+    )
+    errors: Literal["strict", "replace", "ignore"] = Field(
+        "strict",
+        description="Bytes that are not UTF-8: strict refuses them (only the tokenizer bytes takes them), "
+        "replace puts U+FFFD in their place, ignore drops them.",
     )
 
 
@@ -99,11 +117,35 @@ class TokenizerConfig(Section):
         None, ge=257, description="Number of tokens for bpe (default 1024), end-of-text included."
     )
 
+    folder: PathText | None = Field(
+        None,
+        description="A folder with tokenizer.json, or vocab.json and merges.txt, such as a Hugging Face "
+        "GPT-2 directory: bpe reads it instead of learning, gpt2 finds its files there.",
+    )
+    byte_fallback: bool = Field(
+        False, description="chars only: 256 more tokens, so that no character is ever unknown."
+    )
+
     @model_validator(mode="after")
     def _vocab_size_is_for_bpe(self) -> "TokenizerConfig":
-        if self.vocab_size is not None and self.kind != "bpe":
+        if self.vocab_size is not None and (self.kind != "bpe" or self.folder is not None):
+            owner = "a folder's tokenizer" if self.kind == "bpe" else self.kind
             raise ValueError(
-                f"vocab_size = {self.vocab_size} is for kind bpe only; {self.kind} has a size of its own, "
+                f"vocab_size = {self.vocab_size} is for kind bpe only; {owner} has a size of its own, "
+                "so leave the key out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> "TokenizerConfig":
+        if self.folder is not None and self.kind not in ("bpe", "gpt2"):
+            raise ValueError(
+                f"folder = {self.folder} is for the kinds bpe and gpt2; {self.kind} reads no files, "
+                "so leave the key out"
+            )
+        if self.byte_fallback and self.kind != "chars":
+            raise ValueError(
+                f"byte_fallback = true is for kind chars only; {self.kind} knows every character anyway, "
                 "so leave the key out"
             )
         return self

@@ -16,6 +16,7 @@ import gptmini
 from gptmini.checkpoint.store import _seal
 from gptmini.cli import EvaluateOptions, GenerateOptions, TrainOptions, main, read_options
 from gptmini.config import Config, accepts_one, accepts_text, keys, load_config, option, parse_yaml, show
+from gptmini.data.named import NAMED
 from gptmini.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,28 @@ def test_prepare_prints_what_it_found(config_file, capsys):
     assert main(["prepare", str(config_file)]) == 0
     meta = yaml.safe_load(capsys.readouterr().out)
     assert meta["train_tokens"] + meta["val_tokens"] == 60 * 43
+
+
+def test_prepare_lists_the_named_corpora(capsys):
+    assert main(["prepare", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NAMED)
+
+
+def test_prepare_describes_the_text(config_file, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    assert main(["prepare", str(config_file), "--stats"]) == 0
+    stats = yaml.safe_load(capsys.readouterr().out)["stats"]
+    assert stats == {
+        "documents": 1,
+        "text_bytes": 60 * 43,
+        "longest_document_bytes": 60 * 43,
+        "repeated_share": 0.0,
+        "tokens": 60 * 43,
+        "bytes_per_token": 1.0,
+        "gpt2_bytes_per_token": None,
+    }
 
 
 def test_the_scripts_are_the_commands(config_file, tmp_path):

@@ -112,6 +112,12 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_place(text, message, ref
         ("optim: {betas: [0.9, 2]}", "optim.betas[1] = 2: needs a number of at least 0.0 and below 1.0"),
         ("model: {n_embd: 10, n_head: 3}", "model: n_embd = 10 must be a multiple of n_head = 3, because"),
         ("tokenizer: {kind: gpt2, vocab_size: 999}", "tokenizer: vocab_size = 999 is for kind bpe only"),
+        (
+            "tokenizer: {folder: x, vocab_size: 999}",
+            "tokenizer: vocab_size = 999 is for kind bpe only",
+        ),
+        ("tokenizer: {kind: chars, folder: x}", "tokenizer: folder = x is for the kinds bpe and gpt2"),
+        ("tokenizer: {byte_fallback: true}", "tokenizer: byte_fallback = true is for kind chars only"),
         ("train: {batch_size: 6, micro_batch_size: 4}", "train: batch_size = 6 must be a multiple of"),
     ],
 )

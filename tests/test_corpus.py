@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -159,6 +160,17 @@ def test_nothing_to_read_is_refused(tmp_path, entry, message):
     (tmp_path / "folder" / "x.png").write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_corpus(str(tmp_path / entry))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"pipe\.txt: a pipe or device, .* give - instead"):
+        open_corpus(str(tmp_path / "pipe.txt"))
+    with pytest.raises(UserError, match=r"data\.val_corpus = /dev/null: a pipe or device"):
+        open_corpus("/dev/null", key="data.val_corpus")
+    (tmp_path / "a.txt").write_text("text")
+    assert texts(open_corpus(str(tmp_path))) == [b"text"]
 
 
 def test_a_corpus_without_text_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from gptmini.errors import UserError
 
 BYTES = TokenizerConfig(kind="bytes")
 BPE = TokenizerConfig(kind="bpe", vocab_size=300)
+CHARS = TokenizerConfig(kind="chars")
 
 
 def corpus_of(*texts: bytes, name="texts") -> Corpus:
@@ -84,6 +85,35 @@ def test_a_vocabulary_above_16_bits_is_stored_in_32():
     assert data.meta.dtype == "uint32"
     assert data.train.dtype == np.dtype("<u4")
     assert data.tokenizer.decode(data.train[-1000:].tolist() + data.val.tolist()).endswith(characters[-1000:])
+
+
+def test_the_config_says_what_validates_which_field_is_text_and_what_becomes_of_bad_bytes(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"body": "train text"}\n{"body": "and more"}\n')
+    (tmp_path / "val.txt").write_bytes(b"val \xff text")
+    config = DataConfig(
+        corpus=str(tmp_path / "*.jsonl"),
+        val_corpus=str(tmp_path / "val.txt"),
+        text_field="body",
+        errors="ignore",
+    )
+    data = prepare(config, CHARS, 4, quiet=True)
+    assert decoded(data, data.train) == [b"train text", b"and more"]
+    assert decoded(data, data.val) == [b"val  text"]
+    with pytest.raises(UserError, match=r"val\.txt: not UTF-8 text at byte 4"):
+        prepare(config.model_copy(update={"errors": "strict"}), CHARS, 4, quiet=True)
+    with pytest.raises(UserError, match=r"data\.val_corpus = .*nowhere: no such file"):
+        prepare(config.model_copy(update={"val_corpus": "nowhere"}), CHARS, 4, quiet=True)
+
+
+def test_a_learned_tokenizer_that_was_changed_is_learned_anew():
+    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    (file,) = cache_folder().glob("tokenizers/*/tokenizer/tokenizer.json")
+    other = json.loads(file.read_text())
+    other["model"]["vocab"].pop(other["model"]["merges"].pop().replace(" ", ""))
+    other["added_tokens"][0]["id"] -= 1
+    file.write_text(json.dumps(other))
+    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    assert again.tokenizer.digest == first.tokenizer.digest
 
 
 def test_what_is_not_utf8_is_named_with_file_and_offset(tmp_path):

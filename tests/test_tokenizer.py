@@ -30,7 +30,7 @@ def built(kind, text=TEXT, vocab_size=None):
 TOKENIZERS = {"bytes": built("bytes"), "bpe": built("bpe", vocab_size=400), "chars": built("chars")}
 
 
-FALLBACK = build_tokenizer(TokenizerConfig(kind="chars"), text_corpus("abc é"), byte_fallback=True)
+FALLBACK = build_tokenizer(TokenizerConfig(kind="chars", byte_fallback=True), text_corpus("abc é"))
 
 
 def saved(tokenizer, folder):
@@ -122,6 +122,24 @@ def test_a_hugging_face_gpt2_directory_of_vocab_and_merges_loads(tmp_path):
     assert theirs(TEXT)["input_ids"] == loaded.encode(TEXT)
 
 
+def test_a_config_can_name_a_folder_with_a_tokenizer(monkeypatch, tmp_path):
+    config = TokenizerConfig(kind="bpe", folder=str(saved(TOKENIZERS["bpe"], tmp_path / "bpe")))
+    assert build_tokenizer(config, text_corpus("another text")).digest == TOKENIZERS["bpe"].digest
+    gpt2 = TokenizerConfig(kind="gpt2", folder=config.folder)
+    with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
+        build_tokenizer(gpt2, text_corpus())
+    monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    assert build_tokenizer(gpt2, text_corpus()).digest == TOKENIZERS["bpe"].digest
+
+
+def test_a_named_folder_without_byte_pairs_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no tokenizer: it needs tokenizer\.json, or vocab\.json and"):
+        build_tokenizer(TokenizerConfig(kind="bpe", folder=str(tmp_path)), text_corpus())
+    saved(TOKENIZERS["chars"], tmp_path)
+    with pytest.raises(UserError, match="a tokenizer of characters, not of byte pairs"):
+        build_tokenizer(TokenizerConfig(kind="bpe", folder=str(tmp_path)), text_corpus())
+
+
 def test_a_folder_without_tokenizer_has_none(tmp_path):
     assert load_tokenizer(tmp_path) is None
 
@@ -200,7 +218,7 @@ def test_gpt2s_files_in_the_cache_folder_need_no_network(monkeypatch, tmp_path):
     folder = cache_folder() / "gpt2"
     folder.mkdir(parents=True)
     saved(TOKENIZERS["bpe"], folder)
-    with pytest.raises(DamagedError, match="another tokenizer than GPT-2's"):
+    with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
         build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
     monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
     assert build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus()).digest == TOKENIZERS["bpe"].digest

@@ -109,13 +109,19 @@ class Fingerprint:
         return Contents(self._corpus.hexdigest(), np.array(self._document_bytes, dtype=np.int64))
 
 
-def open_corpus(corpus: str | tuple[str, ...], text_field: str = "text", errors: Errors = "strict") -> Corpus:
+def open_corpus(
+    corpus: str | tuple[str, ...],
+    text_field: str = "text",
+    errors: Errors = "strict",
+    key: str = "data.corpus",
+) -> Corpus:
     """The corpus that `data.corpus` describes: a name, a file, a folder, a glob, - or several of these.
 
     - is standard input. Files come in sorted order, and one that is named twice is read once. `text_field` is
     the field of JSON lines, or the column of parquet, that holds the text. Bytes that are not UTF-8 are
     replaced by U+FFFD (errors = replace), dropped (ignore), or left for the tokenizer to judge (strict).
-    Raises UserError when something is missing, matches nothing or cannot be read.
+    `key` is where the user wrote it. Raises UserError when something is missing, matches nothing or cannot be
+    read.
     """
     entries = (corpus,) if isinstance(corpus, str) else corpus
     sources: dict[object, Callable[[], Iterator[Document]]] = {}  # by name or path: nothing is read twice
@@ -125,10 +131,10 @@ def open_corpus(corpus: str | tuple[str, ...], text_field: str = "text", errors:
         elif entry in NAMED:
             sources[entry] = open_named(entry)
         else:
-            files = find_files(entry)
+            files = find_files(entry, key)
             if not files:
                 raise UserError(
-                    f"data.corpus = {entry}: no such file or folder, and no corpus of that name"
+                    f"{key} = {entry}: no such file or folder, and no corpus of that name"
                     f"{did_you_mean(entry, NAMED)} (named corpora: {', '.join(NAMED)})"
                 )
             sources.update({path.resolve(): partial(read_documents, path, text_field) for path in files})

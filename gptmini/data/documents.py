@@ -41,28 +41,33 @@ class Document(NamedTuple):
     blocks: Iterable[bytes]  # UTF-8, if all is well
 
 
-def find_files(entry: str) -> list[Path]:
+def find_files(entry: str, key: str) -> list[Path]:
     """The files that a path or glob stands for, sorted; empty if there is no such path and no magic in it.
 
     Folders are searched recursively for TEXT_SUFFIXES (with or without .gz), leaving out what is hidden.
-    Raises UserError for a folder without text and a glob without match.
+    Raises UserError for a folder without text, a glob without match, and what is no file.
     """
     path = Path(entry).expanduser()
     if path.is_dir():
         files = [file for file in files_under(path) if _suffix(file) in TEXT_SUFFIXES]
         if not files:
             raise UserError(
-                f"data.corpus = {entry}: this folder holds no text file; the suffixes read from a folder are "
+                f"{key} = {entry}: this folder holds no text file; the suffixes read from a folder are "
                 f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
             )
         return files
-    if path.exists():
+    if path.is_file():
         return [path]
+    if path.exists():
+        raise UserError(
+            f"{key} = {entry}: a pipe or device, which cannot be read twice; pipe it into standard input and "
+            f"give {STANDARD_INPUT} instead"
+        )
     if glob.has_magic(entry):
         files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         files = [match for match in files if match.is_file()]
         if not files:
-            raise UserError(f"data.corpus = {entry}: no file matches this pattern")
+            raise UserError(f"{key} = {entry}: no file matches this pattern")
         return files
     return []
 
@@ -77,7 +82,7 @@ def files_under(folder: Path, skipped: frozenset[str] = frozenset()) -> list[Pat
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return sorted(file for file in files if file.is_file() or not file.exists())  # no pipes or devices
 
 
 def read_documents(path: Path, text_field: str) -> Iterator[Document]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 BATCH_BYTES = 1 << 18  # of text for one thread at a time
 Side = Literal["train", "val"]
-_META = "meta.json"
+_META, _DIGEST = "meta.json", "digest"
 
 
 class Meta(Section):
@@ -91,11 +91,15 @@ def prepare(
 ) -> TokenData:
     """The corpus of `data` as tokens, made now or found in the cache folder.
 
-    The validation split is the last `val_fraction` of the text: whole documents where one ends near that
-    place, otherwise cut between two characters. Raises UserError where a split is shorter than one window of
-    context_length + 1 tokens.
+    The validation split is `val_corpus`, or else the last `val_fraction` of the text: whole documents where
+    one ends near that place, otherwise cut between two characters. Raises UserError where a split is shorter
+    than one window of context_length + 1 tokens.
     """
-    return prepare_corpus(open_corpus(data.corpus), data.val_fraction, tokenizer, context_length, quiet)
+    corpus = open_corpus(data.corpus, data.text_field, data.errors)
+    validation: float | Corpus = data.val_fraction
+    if data.val_corpus is not None:
+        validation = open_corpus(data.val_corpus, data.text_field, data.errors, key="data.val_corpus")
+    return prepare_corpus(corpus, validation, tokenizer, context_length, quiet)
 
 
 def prepare_corpus(
@@ -188,7 +192,12 @@ def _sides(chunks: Iterable[Chunk], train_bytes: int) -> Iterator[tuple[Side, Ch
 
 
 def _find_or_build_tokenizer(config: TokenizerConfig, split: _Split, quiet: bool) -> Tokenizer:
-    """A tokenizer is built once for a text; GPT-2's once at all, and then no network is needed."""
+    """A tokenizer is built once for a text; GPT-2's once at all, and then no network is needed.
+
+    What is found again counts only if its digest is the one it was saved with.
+    """
+    if config.folder is not None:
+        return build_tokenizer(config, split.corpus)
     learned_from = {
         "chars": (split.corpus.contents.digest,),
         "bpe": (split.corpus.contents.digest, split.train_bytes),
@@ -198,15 +207,17 @@ def _find_or_build_tokenizer(config: TokenizerConfig, split: _Split, quiet: bool
         files = folder / "tokenizer"
         try:
             found = load_tokenizer(files)
-        except (DamagedError, UserError):
-            found = None
-        if found is None:
+            saved_digest = (files / _DIGEST).read_text(encoding="ascii")
+        except (OSError, UserError, UnicodeDecodeError):  # DamagedError is an OSError
+            found, saved_digest = None, ""
+        if found is None or found.digest != saved_digest:
             if files.exists():
                 durable.remove_folder(files)
             found = build_tokenizer(config, split.corpus, split.train_bytes)
             with durable.new_folder(files) as new:
                 for name, data in found.files().items():
                     durable.create_file(new / name, data)
+                durable.create_file(new / _DIGEST, found.digest.encode())
     return found
 
 

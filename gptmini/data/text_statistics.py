@@ -25,9 +25,7 @@ class TextStatistics(NamedTuple):
     repeated_share: float  # of the bytes: paragraphs that stand earlier in the corpus already
     tokens: int  # in both splits
     bytes_per_token: float
-    gpt2_bytes_per_token: (
-        float | None
-    )  # of a sample, by GPT-2's tokenizer; None where its files are not at hand
+    gpt2_bytes_per_token: float | None  # of a sample; None where GPT-2's files cannot be had
 
 
 def describe(corpus: Corpus, data: TokenData) -> TextStatistics:

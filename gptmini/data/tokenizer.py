@@ -28,7 +28,7 @@ from gptmini.errors import DamagedError, UserError
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
-BPE_SAMPLE_BYTES = 16 << 20
+BPE_SAMPLE_BYTES = 16 << 20  # that merges are learned from; a longer text adds time and hardly a merge
 GPT2_MERGES = 50_000
 GPT2_DIGEST = "2120503ab28e3cfede38e72fa4ead72c5f0b5a21622586db74483a4e0370b877"
 
@@ -328,21 +328,22 @@ def _decode_utf8(data: bytes, source: str, offset: int) -> str:
 # ---------------------------------------------------------------------------------------- building
 
 
-def build_tokenizer(
-    config: TokenizerConfig, corpus: Corpus, train_bytes: int | None = None, byte_fallback: bool = False
-) -> Tokenizer:
-    """The tokenizer that a config describes; `byte_fallback` is for `chars`.
+def build_tokenizer(config: TokenizerConfig, corpus: Corpus, train_bytes: int | None = None) -> Tokenizer:
+    """The tokenizer that a config describes.
 
     `bpe` learns its merges from the first `train_bytes` bytes of the corpus (None: all of it), so that the
-    validation text stays unseen; `chars` needs the characters of the whole. Raises UserError where the text
-    is not UTF-8, or GPT-2's files cannot be had.
+    validation text stays unseen: from all of them up to BPE_SAMPLE_BYTES, and from as many in pieces at even
+    distances where there are more. `chars` needs the characters of the whole. Raises UserError where the
+    text is not UTF-8, or the files of gpt2 or of a folder cannot be had.
     """
     if config.kind == "bytes":
         return BytePairTokenizer([*BYTES, b""], [], {END_OF_TEXT: 256})
     if config.kind == "chars":
-        return CharTokenizer(_characters(corpus), byte_fallback)
+        return CharTokenizer(_characters(corpus), config.byte_fallback)
     if config.kind == "gpt2":
-        return _load_gpt2()
+        return _load_gpt2() if config.folder is None else _read_gpt2(Path(config.folder).expanduser())
+    if config.folder is not None:
+        return _read_folder(Path(config.folder).expanduser())
     return _train_bpe(config.vocab_size or BPE_VOCAB_SIZE, sample(corpus, BPE_SAMPLE_BYTES, train_bytes))
 
 
@@ -396,22 +397,43 @@ def _break_endless_words(text: str) -> str:
     return re.sub(r"(\S{1000})(?=\S)", r"\1\n", text)
 
 
+def _read_folder(folder: Path) -> BytePairTokenizer:
+    """The byte-level BPE tokenizer in a folder that the config names."""
+    found = load_tokenizer(folder)
+    if found is None:
+        raise UserError(
+            f"tokenizer.folder = {folder}: holds no tokenizer: it needs tokenizer.json, or vocab.json and "
+            "merges.txt, as a Hugging Face GPT-2 directory has them"
+        )
+    if not isinstance(found, BytePairTokenizer):
+        raise UserError(f"tokenizer.folder = {folder}: holds a tokenizer of characters, not of byte pairs")
+    return found
+
+
+def _read_gpt2(folder: Path) -> Tokenizer:
+    found = _read_folder(folder)
+    if found.digest != GPT2_DIGEST:
+        raise UserError(
+            f"{folder}: holds another tokenizer than GPT-2's (sha256 {found.digest[:16]}..., not "
+            f"{GPT2_DIGEST[:16]}...); tokenizer.kind = bpe with tokenizer.folder takes any byte-level BPE"
+        )
+    return found
+
+
 def _load_gpt2() -> Tokenizer:
     """GPT-2's own tokenizer: from the cache folder, or as tiktoken finds or downloads it."""
     folder = cache_folder() / "gpt2"
-    found = load_tokenizer(folder)
-    if found is not None:
-        if found.digest != GPT2_DIGEST:
-            raise DamagedError(f"{folder}: holds another tokenizer than GPT-2's")
-        return found
+    if folder.is_dir():
+        return _read_gpt2(folder)
     try:
         gpt2 = openai_public.gpt2()
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
         raise UserError(
             f"tokenizer.kind = gpt2: its files cannot be downloaded ({type(error).__name__}); offline put "
-            f"GPT-2's vocab.json and merges.txt into {folder}, or its vocab.bpe and encoder.json as "
-            "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 into the "
-            "folder that TIKTOKEN_CACHE_DIR names, or use tokenizer.kind = bpe or bytes"
+            f"GPT-2's vocab.json and merges.txt into {folder} or a folder named by tokenizer.folder, or its "
+            "vocab.bpe and encoder.json as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
+            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 into the folder that TIKTOKEN_CACHE_DIR names, or use "
+            "tokenizer.kind = bpe or bytes"
         ) from None
     ids: dict[bytes, int] = gpt2["mergeable_ranks"]
     merges = [_parts(token, ids) for token in sorted(ids, key=ids.__getitem__) if len(token) > 1]

@@ -119,7 +119,7 @@ def check_resumable(
                 f"{key} = {now[key]}, but the run was started with {then.get(key)}; "
                 "resume with that, or start a run in another folder"
             )
-    if any(key.startswith("tokenizer.") for key in changed):
+    if data.tokenizer.digest != saved.tokenizer_digest:
         raise UserError("the tokenizer is not the one that the run was started with; start a run elsewhere")
     if data.digest != saved.data_digest:
         raise UserError(
