@@ -119,7 +119,8 @@ def check_resumable(
                 f"{key} = {now[key]}, but the run was started with {then.get(key)}; "
                 "resume with that, or start a run in another folder"
             )
-    if data.tokenizer.digest != saved.tokenizer_digest:
+    settings_changed = any(key.startswith("tokenizer.") and key in then for key in changed)
+    if settings_changed and data.tokenizer.digest != saved.tokenizer_digest:
         raise UserError("the tokenizer is not the one that the run was started with; start a run elsewhere")
     if data.digest != saved.data_digest:
         raise UserError(
