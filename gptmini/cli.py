@@ -9,8 +9,10 @@ before a command starts to work.
 import contextlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -174,9 +176,24 @@ def _train(words: Sequence[str]) -> None:
     path, overrides = _config_words("train", words)
     switches = _take(Switches, overrides)
     config = load_config(path, overrides)
-    from gptmini.training.trainer import train
+    with _ctrl_c_ends_at_once():
+        from gptmini.training.trainer import train
 
-    train(config, resume=switches.resume, quiet=switches.quiet)
+        train(config, resume=switches.resume, quiet=switches.quiet)
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """Until training catches it, Ctrl-C ends the process as SIGTERM does: a KeyboardInterrupt may get lost in
+    an import, and no file needs one, as each is written whole or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _prepare(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """What a run reports: metrics.jsonl for programs, the progress bar or plain lines for people."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ class Metrics:
         self, path: Path, first_step: int, max_steps: int, tokens_per_step: int, quiet: bool
     ) -> None:
         """Open `path` to go on after `first_step`; later lines and a last one torn by a crash are dropped."""
-        keep_lines(path, lambda line: json.loads(line)["step"] <= first_step)
+        keep_lines(path, lambda line: _step_of(line) <= first_step)
         earlier = list(read_metrics(path))
         self._lines = LineFile(path)
         self._max_steps = max_steps
@@ -95,6 +96,14 @@ class Metrics:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
         self._lines.close()
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinite where a power loss has left something else than a line."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

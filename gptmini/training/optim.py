@@ -146,7 +146,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimiz
 def load_optimizer_tensors(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` took. Raises ValueError where a parameter's state is missing."""
+    """Put back what `optimizer_tensors` took. Raises ValueError where it is not exactly that."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -155,7 +155,13 @@ def load_optimizer_tensors(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for p in group["params"]:
-                state = states.get(names[p], {})
-                if any(value.dim() and value.shape != p.shape for value in state.values()) or not state:
+                state = states.pop(names[p], {})
+                kept = (
+                    {"momentum_buffer"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+                )
+                shapes = {quantity: () if quantity == "step" else p.shape for quantity in kept}
+                if shapes != {quantity: tuple(value.shape) for quantity, value in state.items()}:
                     raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
                 optimizer.state[p] = {quantity: value.to(p.device) for quantity, value in state.items()}
+    if states:
+        raise ValueError(f"the saved optimizer state is of another model too: {next(iter(states))!r:.100}")

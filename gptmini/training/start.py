@@ -1,18 +1,20 @@
 """Where a run begins: random weights, another model's weights, or its own last checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from gptmini.checkpoint.hub import find_weights
-from gptmini.checkpoint.store import CheckpointStore, TrainingState, load
+from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load
 from gptmini.config import Config, GPTConfig, ModelConfig, TokenizerConfig
 from gptmini.data.token_file import TokenData, prepare
 from gptmini.data.tokenizer import Tokenizer
-from gptmini.errors import InUseError, UserError
+from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.model import GPT
+from gptmini.training.optim import load_optimizer_tensors
 
 
 def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
@@ -22,11 +24,16 @@ def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
     if (store.run_folder / "config.yaml").exists():
         with store.lock():
             pass
-        if not resume:
-            raise UserError(
-                f"train.out_dir = {store.run_folder}: holds a run already; "
-                "go on with it by --resume, or choose another folder"
-            )
+    refuse_another_run(store, resume)
+
+
+def refuse_another_run(store: CheckpointStore, resume: bool) -> None:
+    """UserError where the folder holds a run and this one does not resume it."""
+    if not resume and (store.run_folder / "config.yaml").exists():
+        raise UserError(
+            f"train.out_dir = {store.run_folder}: holds a run already; "
+            "go on with it by --resume, or choose another folder"
+        )
 
 
 def lock_run_folder(store: CheckpointStore) -> AbstractContextManager[None]:
@@ -113,15 +120,19 @@ def check_resumable(
     now, then = dict(_flatten(config.model_dump(mode="json"))), dict(_flatten(saved.config))
     changed = [key for key in now if now[key] != then.get(key)]
     fixed = [f"model.{key}" for key in ModelConfig.model_fields if key not in ("dropout", "attention")]
+    if data.tokenizer.digest != saved.tokenizer_digest:
+        fixed += [key for key in then if key.startswith("tokenizer.")]
     for key in [*fixed, "optim.optimizer"]:
         if key in changed:
             raise UserError(
                 f"{key} = {now[key]}, but the run was started with {then.get(key)}; "
                 "resume with that, or start a run in another folder"
             )
-    settings_changed = any(key.startswith("tokenizer.") and key in then for key in changed)
-    if settings_changed and data.tokenizer.digest != saved.tokenizer_digest:
-        raise UserError("the tokenizer is not the one that the run was started with; start a run elsewhere")
+    if config.train.init_from and data.tokenizer.digest != saved.tokenizer_digest:
+        raise UserError(
+            f"train.init_from = {config.train.init_from}: its tokenizer is not the one that the run was "
+            "started with; put the old one back, or start a run in another folder"
+        )
     if data.digest != saved.data_digest:
         raise UserError(
             f"data.corpus = {config.data.corpus}: text or split are not what the run was started with; "
@@ -134,6 +145,21 @@ def check_resumable(
         if saved.environment.get(key) != value
     ]
     return "resumed, but not bit for bit, because " + "; ".join(reasons) if reasons else None
+
+
+def put_back(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Weights and optimizer state of a checkpoint; DamagedError where they are not those of this model."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in checkpoint.model or checkpoint.model[name].shape != parameter.shape:
+                raise DamagedError(f"step {checkpoint.step}: model.safetensors does not fit {name}")
+            parameter.copy_(checkpoint.model[name])
+    if checkpoint.state.grad_scaler and not checkpoint.optimizer:
+        return  # every update so far was skipped, as float16 gradients overflowed
+    try:
+        load_optimizer_tensors(model, optimizers, checkpoint.optimizer)
+    except ValueError as error:
+        raise DamagedError(f"step {checkpoint.step}: training/optimizer.safetensors: {error}") from None
 
 
 def _decides_bits(key: str) -> bool:

@@ -20,7 +20,6 @@ from gptmini.training.metrics import Metrics
 from gptmini.training.optim import (
     build_optimizers,
     learning_rate_factor,
-    load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
@@ -30,6 +29,8 @@ from gptmini.training.start import (
     build_model_and_data,
     check_resumable,
     lock_run_folder,
+    put_back,
+    refuse_another_run,
     refuse_used_folder,
     resolve_tokenizer,
 )
@@ -47,6 +48,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     model, data = build_model_and_data(config, quiet)
     config = resolve_tokenizer(config, data.tokenizer)
     with lock_run_folder(store), stop_signal() as stop:
+        refuse_another_run(store, resume)  # once more: a faster process may have begun one meanwhile
         store.clean()
         trainer = Trainer(config, runtime, model, data, store)
         notes = trainer.restore() if resume else []
@@ -94,6 +96,7 @@ class Trainer:
         train = self.config.train
         while not self.finished():
             self.step += 1
+            self.val_loss = None  # the step changes the weights
             factor = learning_rate_factor(self.config.optim, self.step, train.max_steps)
             set_learning_rate(self.optimizers, factor)
             result = self.train_step()
@@ -108,7 +111,6 @@ class Trainer:
                 self.save(metrics)
             if stop and not self.finished():
                 raise Stopped(f"stopped by {stop} after step {self.step}; go on with --resume")
-            self.val_loss = None  # the next step changes the weights
 
     def train_step(self) -> StepResult:
         """Accumulate the gradient of one global batch and update the weights.
@@ -202,16 +204,13 @@ class Trainer:
             return [f"no checkpoint to resume in {self.store.run_folder}: starting from step 0"]
         state = checkpoint.state
         difference = check_resumable(state, self.config, self.data, self.runtime.environment())
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(checkpoint.model[name])
-        load_optimizer_tensors(self.model, self.optimizers, checkpoint.optimizer)
+        put_back(checkpoint, self.model, self.optimizers)
         if state.grad_scaler:
             self.scaler.load_state_dict(state.grad_scaler)
-        self.step, self.val_loss = state.step, state.val_loss
+        self.step = state.step
         self.best_val_loss, self.best_step = state.best_val_loss, state.best_step
         self.evaluations_since_best = state.evaluations_since_best
-        return [*notes, difference or f"resumed at step {self.step}"]
+        return [*(f"passed over {note}" for note in notes), difference or f"resumed at step {self.step}"]
 
     def summary(self) -> str:
         """How the run ended."""
