@@ -133,13 +133,17 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All optimizer state as tensors named `<parameter>/<quantity>`, such as `ln_f.weight/exp_avg`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    """All optimizer state as tensors named `<parameter>/<quantity>`, such as `ln_f.weight/exp_avg`.
+
+    In the model's order, not in that of the first update, which a resumed run does not make again.
+    """
+    states: dict[Tensor, dict[str, Tensor]] = {}
+    for optimizer in optimizers:
+        states.update(optimizer.state)
     return {
-        f"{names[parameter]}/{quantity}": value
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for quantity, value in state.items()
+        f"{name}/{quantity}": value
+        for name, parameter in model.named_parameters()
+        for quantity, value in states.get(parameter, {}).items()
     }
 
 
