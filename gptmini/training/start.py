@@ -93,10 +93,11 @@ def _check_tokenizer(config: TokenizerConfig, found: Tokenizer, name: str) -> No
     """Refuse a tokenizer that the config asks for where the weights bring another one."""
     given = config.model_dump(include=config.model_fields_set, exclude_none=True)
     for key, value in given.items():
-        if value != getattr(found, key):
+        brought = getattr(found, key, False)  # byte_fallback, which only chars has
+        if value != brought:
             raise UserError(
-                f"tokenizer.{key} = {value}, but {name} brings a tokenizer with {key} = "
-                f"{getattr(found, key)}, and the weights mean nothing with another: leave tokenizer out"
+                f"tokenizer.{key} = {value}, but {name} brings a tokenizer with {key} = {brought}, "
+                "and the weights mean nothing with another: leave tokenizer out"
             )
 
 

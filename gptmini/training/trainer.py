@@ -107,9 +107,10 @@ class Trainer:
             is_best = self.due(train.eval_interval, or_last=True) and self.evaluate(metrics)
             if self.due(train.sample_interval):
                 self.sample(metrics)
-            if is_best or stop or self.finished() or self.due(train.checkpoint_interval):
+            stopping = bool(stop)  # asked once: a signal during the save belongs to the next step
+            if is_best or stopping or self.finished() or self.due(train.checkpoint_interval):
                 self.save(metrics)
-            if stop and not self.finished():
+            if stopping and not self.finished():
                 raise Stopped(f"stopped by {stop} after step {self.step}; go on with --resume")
 
     def train_step(self) -> StepResult:

@@ -173,7 +173,8 @@ def _file_after(file, rng, keep):
     if rng.random() < keep or not unsynced:
         return file.data
     cut = rng.randrange(len(unsynced) + 1)
-    torn = [b"", unsynced[:cut], bytes(len(unsynced)), unsynced[:cut] + bytes(len(unsynced) - cut)]
+    zeros = bytes(len(unsynced))
+    torn = [b"", unsynced[:cut], zeros, unsynced[:cut] + zeros[cut:], zeros[:cut] + unsynced[cut:]]
     return file.synced + rng.choice(torn)
 
 

@@ -10,6 +10,7 @@ a process as a user does.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from disk import Disk
+from disk import Disk, after_power_loss, put, replay
 
 from gptmini import cli
 from gptmini.checkpoint.store import CheckpointStore, verify
@@ -81,8 +82,8 @@ def place(folder, name, config=CONFIG):
 WORDS = ["config.yaml", "--resume"]
 
 
-def forked(run, words=WORDS):
-    """`gptmini train` in a forked child of its own folder; returns its process id.
+def forked(run, words=WORDS, first=lambda: None):
+    """`gptmini train` in a forked child of its own folder, which does `first` before; returns its process id.
 
     It does not wait for the real disk, which proves nothing about a process that ends.
     """
@@ -96,6 +97,7 @@ def forked(run, words=WORDS):
             os.dup2(output, 2)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             with open(1, "w") as sys.stdout, open(2, "w") as sys.stderr, Disk().under():
+                first()
                 code = cli.main(["train", *words])
             os._exit(code)
         finally:
@@ -280,6 +282,43 @@ def check_stopped_runs(folder, count, begin=forked, seed=0):
     return ways
 
 
+def check_signal_at_every_line(folder, stride=1):
+    """SIGTERM as each line of the loop begins: exit code 75 and a checkpoint of the last step taken.
+
+    A second one at the next line ends the process at once. Either way the run can be resumed.
+    """
+    config = changed({"train": {"max_steps": 4, "eval_interval": 3, "sample_interval": None}})
+    whole = uninterrupted(folder, config, "short")
+    for cases in count():
+        for twice in (False, True):
+            run = place(folder, "stopped", config)
+            code = ended(forked(run, first=lambda n=stride * cases, t=twice: at_line(n, t)))
+            output = (run / "output.txt").read_text()
+            if "finished after step 4" in output:
+                assert code in (0, 128 + signal.SIGTERM)
+                assert stride * cases > 30, "the signals did not come"
+                return cases
+            if twice:
+                assert code == 128 + signal.SIGTERM, output
+            else:
+                assert way(run, code, signal.SIGTERM, False, output) == "saved"
+            finish(run)
+            assert_same_end(run, whole)
+
+
+def at_line(number, twice):
+    """Send SIGTERM to this process as it comes to line `number` of the loop, counted as they are passed."""
+    lines = count()
+
+    def on_line(frame, event, arg):
+        if event == "line" and next(lines) in ((number, number + 1) if twice else (number,)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return on_line
+
+    code = trainer.Trainer.run.__code__
+    sys.settrace(lambda frame, event, arg: on_line if frame.f_code is code else None)
+
+
 def way(run, code, sent, twice, output):
     """In which of the allowed ways a run ended at a signal; anything else fails."""
     steps = checkpoints(run).steps()
@@ -354,26 +393,34 @@ def check_intervals(folder):
 
 def check_divergence(folder):
     """A number that is not finite stops the run before the update, exit code 3, and names the windows."""
-    cases = 0
-    for where, value, step in [("loss", math.nan, 1), ("loss", math.inf, 5), ("gradient", math.nan, 4)]:
-        run = place(folder, "diverged", changed({"train": {"checkpoint_interval": 1}}))
-        with pytest.MonkeyPatch.context() as patch:
+    often = changed({"train": {"checkpoint_interval": 1}})
+    config = Config.model_validate(often)
+    cases = [("loss", math.nan, 1), ("loss", math.inf, 5), ("gradient", math.nan, 4)]
+    for where, value, step in cases:
+        run, message = place(folder, "diverged", often), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(message):
             spoil(patch, where, value, at=step)
-            assert ended(forked(run)) == DivergedError.exit_code == 3
+            updates = count_updates(patch)
+            code = in_folder(run, lambda: cli.main(["train", *WORDS, "--quiet"]))
+        assert code == DivergedError.exit_code == 3
+        assert len(updates) == step - 1, "the update was made"
         assert checkpoints(run).steps()[-1:] == [step - 1][: step - 1]
-        (line,) = re.findall(r"^gptmini: .*$", (run / "output.txt").read_text(), re.MULTILINE)
-        config = Config.model_validate(CONFIG)
-        data = in_folder(run, lambda config=config: start.build_model_and_data(config, quiet=True)[1])
+        data = in_folder(run, lambda: start.build_model_and_data(config, quiet=True)[1])
         windows = Windows(data.train, config.model.context_length, config.train.seed)
         starts = ", ".join(map(str, windows.starts(step - 1, config.train.batch_size)))
-        assert f"diverged at step {step}: " in line
-        assert f"windows at training tokens {starts}." in line
-        finish(run)  # the weights were not touched: what follows is what would have followed
-        assert manifest(run, STEPS) == manifest(
-            uninterrupted(folder, changed({"train": {"checkpoint_interval": 1}}), "undiverged"), STEPS
-        )
-        cases += 1
-    return cases
+        assert re.fullmatch(r"gptmini: .*\n", message.getvalue())
+        assert f"diverged at step {step}: " in message.getvalue()
+        assert f"windows at training tokens {starts}." in message.getvalue()
+        finish(run)
+        assert_same_end(run, uninterrupted(folder, often, "undiverged"))
+    return len(cases)
+
+
+def count_updates(patch):
+    """A list that grows by one at each of AdamW's updates, of which a step makes one."""
+    real, updates = torch.optim.AdamW.step, []
+    patch.setattr(torch.optim.AdamW, "step", lambda self: updates.append(1) or real(self))
+    return updates
 
 
 def spoil(patch, where, value, at):
@@ -460,3 +507,69 @@ def check_failing_save(folder):
     finish(run)
     assert_same_end(run, whole)
     return 1
+
+
+CHANGES = [
+    ({"model": {"n_layer": 1}}, 2, r"model\.n_layer = 1, but the run was started with 2"),
+    ({"model": {"context_length": 4}}, 2, r"model\.context_length = 4, but the run was started with 8"),
+    ({"tokenizer": {"kind": "chars"}}, 2, r"tokenizer\.kind = chars, but the run was started with bytes"),
+    ({"optim": {"optimizer": "adamw"}}, 2, r"optim\.optimizer = adamw, but the run was started with muon"),
+    ({"data": {"val_fraction": 0.2}}, 2, r"data\.corpus = .*text or split are not what the run was started"),
+    ({"data": {"corpus": "../other.txt"}}, 2, r"data\.corpus = .*text or split are not what the run was"),
+    ({"optim": {"lr": 0.5}}, 0, r"resumed, but not bit for bit, because optim\.lr was 0\.01 and is now 0\.5"),
+    ({"train": {"seed": 9}}, 0, r"resumed, but not bit for bit, because train\.seed was 3 and is now 9"),
+    ({"runtime": {"precision": "bf16"}}, 0, r"not bit for bit, because precision was fp32 and is now bf16"),
+    ({"train": {"log_interval": 2}}, 0, r"resumed at step 10"),
+]
+
+
+def check_changes(folder):
+    """What was changed before a resume is refused by name, or said where only the bits will differ."""
+    run = uninterrupted(folder)
+    (folder / "other.txt").write_text((folder / "corpus.txt").read_text().replace("cat", "cow"))
+    before = {f: f.read_bytes() for f in (run / "run").rglob("*") if f.is_file()}
+    for sections, code, message in CHANGES:
+        (run / "config.yaml").write_text(yaml.safe_dump(changed(sections)))
+        assert ended(forked(run)) == code, sections
+        output = (run / "output.txt").read_text()
+        assert re.search(f"^(gptmini: )?{message}" if code else message, output, re.MULTILINE), output
+        if code:
+            assert {f: f.read_bytes() for f in (run / "run").rglob("*") if f.is_file()} == before
+    return len(CHANGES)
+
+
+def check_power_loss_of_runs(folder, stride=1, seed=0):
+    """At every `stride`-th operation of a run the power goes: of what was saved, nothing is missing.
+
+    That includes the lines of metrics up to the step of the newest checkpoint.
+    """
+    rng, whole, run = random.Random(seed), uninterrupted(folder), place(folder, "powered")
+    with Disk().under() as disk:
+        in_this_process(run)
+    log, cases = inside(disk.log), 0
+    for end in range(0, len(log) + 1, stride):
+        tree = after_power_loss(replay(log[:end], Path()), rng, keep=rng.choice([0.0, 0.3, 0.7, 1.0]))
+        found = place(folder, "found")
+        put(tree.get("run", {}), found / "run")
+        steps = checkpoints(found).steps()
+        assert_whole(found)
+        expected = [line for line in metrics(whole) if line["step"] <= max(steps, default=0)]
+        lines = (found / "run" / "metrics.jsonl").read_bytes() if expected else b""
+        kept = [json.loads(line) for line in lines.splitlines()[: len(expected)]]
+        assert [{k: v for k, v in line.items() if k not in TIMES} for line in kept] == expected
+        if cases % 10 == 0:
+            finish(found)
+            assert_same_end(found, whole)
+        cases += 1
+    return cases
+
+
+def inside(log):
+    """The operations in the working folder: those of the token cache lie elsewhere."""
+    kept, elsewhere = [], set()
+    for name, args, result in log:
+        if name == "open":
+            (elsewhere.add if Path(args[0]).is_absolute() else elsewhere.discard)(result)
+        if not (Path(args[0]).is_absolute() if isinstance(args[0], str | Path) else args[0] in elsewhere):
+            kept.append((name, args, result))
+    return kept

@@ -57,6 +57,21 @@ def test_a_signal_to_a_whole_process_saves_and_loses_nothing(tmp_path, long):
     assert ways["saved"] + ways["before training"] >= 10
 
 
+def test_a_signal_at_any_line_of_the_loop_saves_and_a_second_one_ends_it(tmp_path, long):
+    cases = runs.check_signal_at_every_line(tmp_path, 1 if long else 9)
+    print(f"lines of the loop with one and with two signals: {cases}")
+
+
+def test_after_a_power_loss_the_checkpoint_has_its_lines_of_metrics(tmp_path, long):
+    cases = runs.check_power_loss_of_runs(tmp_path, 1 if long else 60)
+    print(f"operations of a run at which the power went: {cases}")
+    assert cases > 5
+
+
+def test_what_was_changed_before_a_resume_is_named(tmp_path):
+    runs.check_changes(tmp_path)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_same_config_gives_the_same_bits(tmp_path, long, threads, precision):

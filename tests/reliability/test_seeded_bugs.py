@@ -4,12 +4,11 @@ A check that no mistake can fail proves nothing; this is the proof that these ca
 the table.
 """
 
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import checks
 import pytest
+from seeded import assert_caught, to_run
 
 from gptmini.checkpoint import durable, gpt2_files, plain_files, store
 
@@ -304,35 +303,10 @@ BUGS = [
 ]
 
 
-@contextmanager
-def seeded(module, right, wrong):
-    """The checkpoint room with `wrong` in the place of `right` in one module's source."""
-    rooms = (durable, plain_files, gpt2_files, store)
-    whole = {room: dict(vars(room)) for room in rooms}
-    try:
-        for room in rooms:
-            source = Path(room.__file__).read_text(encoding="utf-8")
-            if room is module:
-                assert source.count(right) == 1, "the source has changed: adapt the bug"
-                source = source.replace(right, wrong)
-            exec(compile(source, room.__file__, "exec"), vars(room))
-        yield
-    finally:
-        for room in rooms:
-            vars(room).clear()
-            vars(room).update(whole[room])
-
-
 def pytest_generate_tests(metafunc):
-    """The short form leaves out the bugs that take seconds to catch."""
-    bugs = BUGS if metafunc.config.getoption("--long") else [bug for bug in BUGS if bug[1] not in SLOW]
-    metafunc.parametrize(("bug", "check", "module", "right", "wrong"), bugs, ids=[bug[0] for bug in bugs])
+    bugs = to_run(BUGS, SLOW, metafunc.config.getoption("--long"))
+    metafunc.parametrize("bug", bugs, ids=[bug[0] for bug in bugs])
 
 
-def test_the_checks_catch(bug, check, module, right, wrong, tmp_path):
-    with (
-        seeded(module, right, wrong),
-        pytest.raises((AssertionError, pytest.fail.Exception, OSError, ValueError)) as caught,
-    ):
-        check(tmp_path)
-    print(f"{bug}: {caught.type.__name__}: {str(caught.value)[:200]}")
+def test_the_checks_catch(bug, tmp_path):
+    assert_caught(bug, tmp_path)

@@ -1,0 +1,58 @@
+"""Deliberate mistakes: the package with one piece of its source replaced, and a check that must notice.
+
+A bug is (what is wrong, the check that catches it, the module, the right source, the wrong source).
+"""
+
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gptmini.checkpoint import durable, gpt2_files, plain_files, store
+from gptmini.data import token_file
+from gptmini.training import loss, metrics, optim, runtime, start, trainer
+
+# Each takes names from those before it, so all are made anew, in this order.
+ROOMS = (durable, plain_files, gpt2_files, store, token_file, runtime, loss, optim, metrics, start, trainer)
+
+
+@contextmanager
+def seeded(module, right, wrong):
+    """The rooms with `wrong` in the place of `right` in one module's source."""
+    whole = {room: dict(vars(room)) for room in ROOMS}
+    try:
+        for room in ROOMS:
+            source = Path(room.__file__).read_text(encoding="utf-8")
+            if room is module:
+                assert source.count(right) == 1, "the source has changed: adapt the bug"
+                source = source.replace(right, wrong)
+            exec(compile(source, room.__file__, "exec"), vars(room))
+        yield
+    finally:
+        for room in ROOMS:
+            vars(room).clear()
+            vars(room).update(whole[room])
+
+
+def to_run(bugs, slow, long):
+    """The short form leaves out the bugs that take seconds to catch."""
+    return bugs if long else [bug for bug in bugs if bug[1] not in slow]
+
+
+def assert_caught(bug, folder):
+    """Put the bug in, and fail unless its check does."""
+    what, check, module, right, wrong = bug
+    with (
+        seeded(module, right, wrong),
+        pytest.raises((AssertionError, pytest.fail.Exception, OSError, ValueError)) as caught,
+    ):
+        check(folder)
+    last = traceback.extract_tb(caught.tb)[-1]
+    print(f"{what}: {caught.type.__name__} in {last.name}: {str(caught.value)[:200]}")
+    assert "adapt the bug" not in str(caught.value), what
+
+
+def name_of(check):
+    """A check's name, with or without arguments of its own."""
+    return getattr(check, "func", check).__name__
