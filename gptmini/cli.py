@@ -50,6 +50,8 @@ gptmini train [CONFIG.yaml] [--section.key VALUE ...] [--resume] [--quiet]
 gptmini generate CHECKPOINT [--prompt TEXT] [--max-new-tokens N] [--temperature X] ...
 gptmini prepare [CONFIG.yaml] [--section.key VALUE ...] [--stats] | --list
 gptmini evaluate CHECKPOINT [--corpus PATH ...]
+gptmini export CHECKPOINT --format gguf [--numbers float32 | float16 | q8_0] [--output FILE]
+gptmini import-nanogpt CKPT.pt OUT
 gptmini completion bash | zsh | fish
 
 gptmini COMMAND --help lists all options of a command; gptmini train CONFIG.yaml --help shows the
@@ -115,12 +117,31 @@ class EvaluateOptions(Section):
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
+class ExportOptions(Section):
+    """Write the model of a checkpoint as one file for other programs."""
+
+    format: Literal["gguf"] = Field("gguf", description="gguf: for llama.cpp, ollama and their like.")
+    numbers: Literal["float32", "float16", "q8_0"] = Field(
+        "float16", description="Number format of the weights; q8_0 takes about a quarter of float32."
+    )
+    output: PathText | None = Field(
+        None, description="The file to write; null: NAME-NUMBERS.gguf here, with the checkpoint's name."
+    )
+
+
+class ImportNanogptOptions(Section):
+    """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
+
+
 _SCHEMAS: dict[str, type[Section]] = {
     "train": TrainOptions,
     "generate": GenerateOptions,
     "prepare": PrepareOptions,
     "evaluate": EvaluateOptions,
+    "export": ExportOptions,
+    "import-nanogpt": ImportNanogptOptions,
 }
+_PLACES = {"import-nanogpt": "CKPT.pt OUT"}  # what stands after the other commands is a CHECKPOINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,6 +169,8 @@ def _run(command: str = "--help", *words: str) -> None:
         "generate": _generate,
         "prepare": _prepare,
         "evaluate": _evaluate,
+        "export": _export,
+        "import-nanogpt": _import_nanogpt,
         "completion": _completion,
     }
     if command in ("--help", "-h", "help"):
@@ -290,6 +313,43 @@ def _evaluate(words: Sequence[str]) -> None:
     print(f"tokens         {result.tokens:,}")
 
 
+def _export(words: Sequence[str]) -> None:
+    checkpoint, options = _checkpoint_words("export", words, ExportOptions)
+    from gptmini.checkpoint.gguf_file import export_gguf
+    from gptmini.checkpoint.store import load
+
+    model, tokenizer = load(checkpoint)
+    if tokenizer is None:
+        raise UserError(f"{checkpoint}: holds no tokenizer, and {options.format} needs one")
+    output = options.output or f"{Path(checkpoint).resolve().name}-{options.numbers}.{options.format}"
+    print(export_gguf(Path(output), model, tokenizer, options.numbers))
+
+
+def _import_nanogpt(words: Sequence[str]) -> None:
+    places, _ = read_options(words, {})
+    if len(places) != 2:
+        raise UserError(f"gptmini import-nanogpt takes CKPT.pt and OUT, and {len(places)} words were given")
+    from gptmini.checkpoint.nanogpt import GPT2_VOCAB_SIZE, import_nanogpt, save_gpt2_folder
+    from gptmini.data.tokenizer import Tokenizer, load_gpt2
+
+    imported = import_nanogpt(Path(places[0]))
+    tokenizer: Tokenizer | None = None
+    lines = [
+        "nanoGPT computes the exact GELU and GPT-2 its tanh form: on random tokens the logits differ by "
+        f"{imported.largest_difference:.1e} at most and {imported.mean_difference:.1e} on average, where a "
+        f"logit's standard deviation is {imported.typical_logit:.1e}"
+    ]
+    if imported.model.config.vocab_size == GPT2_VOCAB_SIZE:
+        try:
+            tokenizer = load_gpt2()
+        except UserError as error:
+            lines.append(f"no tokenizer written: {error}")
+    else:
+        lines.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
+    save_gpt2_folder(Path(places[1]), imported.model, tokenizer)
+    print("\n".join([f"{places[1]}: written", *lines]))
+
+
 def _run_config(checkpoint: str) -> Config:
     """The config of the run that a checkpoint, or the run folder itself, belongs to."""
     for folder in (Path(checkpoint), Path(checkpoint).resolve().parent.parent):
@@ -392,7 +452,7 @@ def _help(command: str, words: Sequence[str]) -> None:
         return
     import tyro
 
-    schema, place = _SCHEMAS[command], "CHECKPOINT"
+    schema, place = _SCHEMAS[command], _PLACES.get(command, "CHECKPOINT")
     defaults = schema()
     if isinstance(defaults, Config):
         path, overrides = _config_words(command, words)

@@ -154,7 +154,7 @@ def test_help_shows_every_key_with_the_default_of_the_file(config_file, capsys, 
         assert node["description"] in described
 
 
-@pytest.mark.parametrize("command", ["generate", "prepare", "evaluate"])
+@pytest.mark.parametrize("command", ["generate", "prepare", "evaluate", "export", "import-nanogpt"])
 def test_help_of_a_command_shows_its_options(command, capsys):
     assert main([command, "--help"]) == 0
     output = capsys.readouterr().out
@@ -327,6 +327,12 @@ MISTAKES = {
     "generate x --top-p 0": "--top-p = 0: needs a number above 0",
     "generate x --top-k 0": "--top-k = 0: needs a whole number of at least 1",
     "generate x --max-new-tokens -1": "--max-new-tokens = -1: needs a whole number of at least 0",
+    "export": "takes one CHECKPOINT",
+    "export x --numbers int4": "--numbers = 'int4': needs float32, float16 or q8_0",
+    "export x --format onnx": "--format = 'onnx': needs gguf",
+    "import-nanogpt ckpt.pt": "takes CKPT.pt and OUT, and 1 words were given",
+    "import-nanogpt ckpt.pt out --force": "unknown option --force",
+    "import-nanogpt nowhere.pt out": "nowhere.pt: no such file",
     "generate x --prompt a --prompt-file b": "both given",
     "generate x --prompt-file nowhere.txt": "nowhere.txt: cannot be read",
 }

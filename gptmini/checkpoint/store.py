@@ -236,18 +236,27 @@ class _Manifest(Section):
 
 def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> None:
     """Fill the folder of a step, and read back all that was written; DamagedError if the disk changed it."""
-    end_of_text = tokenizer.end_of_text
     contents: dict[str, Mapping[str, Tensor] | bytes] = {
-        "config.json": json_bytes(gpt2_config(config, end_of_text)),
-        "generation_config.json": json_bytes(generation_config(end_of_text)),
-        "model.safetensors": to_gpt2(checkpoint.model, config),
-        **tokenizer.files(),
+        **model_files(checkpoint.model, config, tokenizer),
         "training/optimizer.safetensors": checkpoint.optimizer,
         "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
     }
     durable.make_folder(folder / "training")
     files = {name: _write(folder / name, content) for name, content in contents.items()}
     _write(folder / _MANIFEST, _manifest_bytes(files))
+
+
+def model_files(
+    weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer | None
+) -> dict[str, Mapping[str, Tensor] | bytes]:
+    """The files of a Hugging Face GPT-2 directory by name: bytes, or the tensors of a safetensors file."""
+    end_of_text = tokenizer.end_of_text if tokenizer else None
+    return {
+        "config.json": json_bytes(gpt2_config(config, end_of_text)),
+        "generation_config.json": json_bytes(generation_config(end_of_text)),
+        "model.safetensors": to_gpt2(weights, config),
+        **(tokenizer.files() if tokenizer else {}),
+    }
 
 
 def _write(path: Path, content: Mapping[str, Tensor] | bytes) -> _FileSummary:

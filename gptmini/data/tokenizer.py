@@ -341,7 +341,7 @@ def build_tokenizer(config: TokenizerConfig, corpus: Corpus, train_bytes: int | 
     if config.kind == "chars":
         return CharTokenizer(_characters(corpus), config.byte_fallback)
     if config.kind == "gpt2":
-        return _load_gpt2() if config.folder is None else _read_gpt2(Path(config.folder).expanduser())
+        return load_gpt2() if config.folder is None else _read_gpt2(Path(config.folder).expanduser())
     if config.folder is not None:
         return _read_folder(Path(config.folder).expanduser())
     return _train_bpe(config.vocab_size or BPE_VOCAB_SIZE, sample(corpus, BPE_SAMPLE_BYTES, train_bytes))
@@ -420,7 +420,7 @@ def _read_gpt2(folder: Path) -> Tokenizer:
     return found
 
 
-def _load_gpt2() -> Tokenizer:
+def load_gpt2() -> Tokenizer:
     """GPT-2's own tokenizer: from the cache folder, or as tiktoken finds or downloads it."""
     folder = cache_folder() / "gpt2"
     if folder.is_dir():
