@@ -105,7 +105,10 @@ def resolve_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
     """The config with the tokenizer that `train.init_from` brought, so that it tells what was done."""
     if config.train.init_from is None:
         return config
-    values = {"kind": tokenizer.kind, "byte_fallback": getattr(tokenizer, "byte_fallback", False)}
+    values: dict[str, object] = {
+        "kind": tokenizer.kind,
+        "byte_fallback": getattr(tokenizer, "byte_fallback", False),
+    }
     if tokenizer.kind == "bpe":
         values["vocab_size"] = tokenizer.vocab_size
     return config.model_copy(update={"tokenizer": TokenizerConfig.model_validate(values)})
