@@ -1,15 +1,21 @@
 """Linear layers for generating on a CPU, where writing a token means reading every weight once.
 
 A processor multiplies faster than its memory delivers, so a token takes as long as the weights take to
-arrive. Two things help: every core reading its share of them, and fewer bytes to read.
+arrive. Two things help: every core reading its own share, in the order in which it lies in memory, and fewer
+bytes to read.
 
-    fp32   the same weights; every core reads a part
+    fp32   the same weights
     bf16   half the bytes
-    int8   a quarter: one scale per output, rounded weights
+    int8   a quarter: 8-bit steps, with a scale and an offset for each row of each share
 
 Biases, embeddings and everything between the layers stay float32.
+
+The product of one token's x with a weight is a weighted sum of the weight's rows, y = x[0] W[0] + x[1] W[1]
++ ..., and that is what `embedding_bag` computes. PyTorch's kernel for it (FBGEMM's) widens bf16 and int8 as it
+reads, on any processor, while the kernels for matrix products are made for many tokens.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -17,88 +23,126 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptmini.errors import UserError
-from gptmini.model import GPT
+from gptmini.model import GPT, CausalSelfAttention, sdpa
 
 Weights = Literal["fp32", "bf16", "int8"]
+FEW = 8  # rows up to which reading small weights for each row costs less than widening them once for all
 
 
 def speed_up(model: GPT, weights: Weights = "fp32") -> GPT:
     """Make `model` generate faster, by the linear layers below on a CPU; returns the model.
 
-    With fp32 its logits stay equal to about 1e-6. The others round its weights, and their model can no
-    longer be trained or saved. On other devices fp32 changes nothing, bf16 converts the whole model, and
-    int8 raises UserError.
+    With fp32 its logits stay equal to about 1e-6; the others round its weights. On a CPU it is for generating
+    from then on, and can no longer be trained or saved. On other devices fp32 changes nothing, bf16 converts
+    the whole model, and int8 raises UserError.
     """
     device = model.position_embedding.weight.device.type
     if device != "cpu" and weights == "int8":
         raise UserError(f"int8 weights are for the CPU, but the model is on {device}: use bf16")
     if device != "cpu":
         return model.bfloat16() if weights == "bf16" else model
-    layers = {"fp32": SharedLinear, "bf16": HalfLinear, "int8": Int8Linear}
+    layers = {"fp32": FloatLinear, "bf16": HalfLinear, "int8": Int8Linear}
     for parent in list(model.modules()):
+        if isinstance(parent, CausalSelfAttention):
+            parent.attend = sdpa  # one kernel for a new token instead of five
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, layers[weights](child))
-    return model
+    return model.requires_grad_(False)
 
 
 class SharedLinear(nn.Module):
-    """nn.Linear as a batch of products, each with a part of the outputs, so that every core has one to do.
+    """nn.Linear with its outputs divided into parts, each with a weight (in, out / parts) of its own.
 
-    A single matrix product of few tokens runs on one core in the libraries that PyTorch calls, and one core
+    A single product of few tokens runs on one core in some of the libraries that PyTorch calls, and one core
     does not keep the memory busy.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.bias: Tensor | None = linear.bias
-        parts = range(torch.get_num_threads(), 64)
-        self.parts = next((n for n in parts if linear.out_features % n == 0), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(.., in) to (.., out)."""
-        rows = x.reshape(1, -1, x.shape[-1]).expand(self.parts, -1, -1)  # (parts, N, in)
-        weight = self.weight.view(self.parts, -1, x.shape[-1]).transpose(1, 2)  # (parts, in, out / parts)
-        if self.bias is None:
-            y = torch.bmm(rows, weight)  # (parts, N, out / parts)
-        else:
-            y = torch.baddbmm(self.bias.view(self.parts, 1, -1), rows, weight)
-        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
-
-
-class HalfLinear(nn.Module):
-    """bfloat16 weights, multiplied as they are for a single token; more tokens are worth the widening."""
+    parts_per_thread = 1
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.bias: Tensor | None = linear.bias
-        self.weight = linear.weight.detach().bfloat16()
+        numbers = range(self.parts_per_thread * torch.get_num_threads(), 128)
+        self.parts = next((n for n in numbers if linear.out_features % n == 0), 1)
+        weight = linear.weight.detach().view(self.parts, -1, linear.in_features)
+        self.store(weight.transpose(1, 2).contiguous())  # (parts, in, out / parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(.., in) to (.., out)."""
-        if x.numel() > x.shape[-1]:
-            return F.linear(x, self.weight.float(), self.bias)
-        y = F.linear(x.bfloat16(), self.weight).float()
-        return y if self.bias is None else y + self.bias
+    def store(self, weight: Tensor) -> None:
+        """Keep a weight (parts, in, out / parts), rounded or not."""
+        raise NotImplementedError
 
-
-class Int8Linear(nn.Module):
-    """int8 weights times one float scale per output, multiplied as they are for a few tokens."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.bias: Tensor | None = linear.bias
-        weight = linear.weight.detach()
-        self.scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (out,); not 0 for rows of zeros
-        self.weight = torch.round(weight / self.scale[:, None]).to(torch.int8)  # (out, in)
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Rows (N, in) times every part of the weight: (parts, N, out / parts), or the same flattened."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out)."""
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= 16 and x.shape[-1] % 32 == 0:  # the kernel reads blocks of 32 inputs
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16()).float()
-            y = y.view(*x.shape[:-1], -1)
-        else:
-            y = F.linear(x, self.weight.float()) * self.scale
+        y = self.multiply(rows).view(self.parts, len(rows), -1)
+        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1).float()
         return y if self.bias is None else y + self.bias
+
+
+class FloatLinear(SharedLinear):
+    """float32 weights."""
+
+    def store(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        return torch.bmm(rows.expand(self.parts, -1, -1), self.weight)
+
+
+class HalfLinear(SharedLinear):
+    """bfloat16 weights; inputs are rounded to bfloat16 too, sums are kept in float32."""
+
+    def store(self, weight: Tensor) -> None:
+        self.weight = weight.bfloat16()
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        rows = rows.bfloat16()
+        in_hardware = torch.cpu._is_avx512_bf16_supported()
+        if len(rows) <= (1 if in_hardware else FEW):
+            weights = rows.expand(self.parts, -1, -1).reshape(-1, rows.shape[1])  # (parts N, in)
+            table = self.weight.flatten(0, 1)
+            return F.embedding_bag(
+                bags(self.parts, *rows.shape), table, per_sample_weights=weights, mode="sum"
+            )
+        if in_hardware:
+            return torch.bmm(rows.expand(self.parts, -1, -1), self.weight)
+        return torch.bmm(rows.float().expand(self.parts, -1, -1), self.weight.float())
+
+
+class Int8Linear(SharedLinear):
+    """Weights rounded to 256 steps between the least and the greatest of a row of a part."""
+
+    parts_per_thread = 2
+
+    def store(self, weight: Tensor) -> None:
+        self.shape = weight.shape
+        # each row: its steps, one byte each, then scale and offset, a float32 each
+        self.table = torch.ops.quantized.embedding_bag_byte_prepack(weight.flatten(0, 1))
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        if len(rows) > FEW:
+            weight = torch.ops.quantized.embedding_bag_byte_unpack(self.table).view(self.shape)
+            return torch.bmm(rows.expand(self.parts, -1, -1), weight)
+        indices = bags(self.parts, *rows.shape)
+        return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+            self.table,
+            indices.flatten(),
+            torch.arange(0, indices.numel(), rows.shape[1], dtype=torch.int32),
+            per_sample_weights=rows.expand(self.parts, -1, -1).reshape(-1),
+        )
+
+
+@lru_cache
+def bags(parts: int, N: int, rows: int) -> Tensor:
+    """Which rows of a table of `parts` weights, one below the other, each of the sums takes: (parts N, rows).
+
+    >>> bags(parts=2, N=1, rows=3)
+    tensor([[0, 1, 2],
+            [3, 4, 5]], dtype=torch.int32)
+    """
+    return torch.arange(parts * rows, dtype=torch.int32).view(parts, rows).repeat_interleave(N, dim=0)
