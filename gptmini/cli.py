@@ -44,6 +44,8 @@ from gptmini.sampling import SamplingOptions
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+    from gptmini.training.loss import Evaluation
+
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
 
 gptmini train [CONFIG.yaml] [--section.key VALUE ...] [--resume] [--quiet]
@@ -115,6 +117,10 @@ class EvaluateOptions(Section):
     )
     batch_size: int = Field(32, ge=1, description="Sequences per forward pass.")
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the weights.")
+    quantize: Literal["int8"] | None = Field(
+        None, description="int8: weights rounded as generate does it; also tells what that costs in loss."
+    )
 
 
 class ExportOptions(Section):
@@ -291,6 +297,7 @@ def _evaluate(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("evaluate", words, EvaluateOptions)
     from gptmini.checkpoint.store import load
     from gptmini.config import RuntimeConfig
+    from gptmini.cpu_linear import speed_up
     from gptmini.data.corpus import open_corpus
     from gptmini.data.token_file import count_bytes, encode_corpus, prepare, validation_batches
     from gptmini.training.loss import evaluate
@@ -305,12 +312,24 @@ def _evaluate(words: Sequence[str]) -> None:
         tokens = encode_corpus(open_corpus(options.corpus), tokenizer)
     else:
         tokens = prepare(_run_config(checkpoint).data, tokenizer, length).val
-    batches = validation_batches(tokens, length, options.batch_size)
-    result = evaluate(model, batches, lambda targets: count_bytes(tokenizer, targets), runtime)
+
+    def measure() -> "Evaluation":
+        batches = validation_batches(tokens, length, options.batch_size)
+        return evaluate(model, batches, lambda targets: count_bytes(tokenizer, targets), runtime)
+
+    weights = options.quantize or options.precision
+    exact = result = measure()
+    if weights != "fp32":
+        model = speed_up(model, weights)
+        result = measure()
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.2f}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")
     print(f"tokens         {result.tokens:,}")
+    if weights != "fp32":
+        print(
+            f"{weights} costs     {result.loss - exact.loss:+.5f} nats per token; fp32 has {exact.loss:.4f}"
+        )
 
 
 def _export(words: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ bytes to read.
 Biases, embeddings and everything between the layers stay float32.
 
 The product of one token's x with a weight is a weighted sum of the weight's rows, y = x[0] W[0] + x[1] W[1]
-+ ..., and that is what `embedding_bag` computes. PyTorch's kernel for it (FBGEMM's) widens bf16 and int8 as it
-reads, on any processor, while the kernels for matrix products are made for many tokens.
++ ..., and that is what `embedding_bag` computes. PyTorch's kernel for it (FBGEMM's) widens bf16 and int8 as
+it reads, on any processor, while the kernels for matrix products are made for many tokens.
 """
 
 from functools import lru_cache
@@ -66,20 +66,20 @@ class SharedLinear(nn.Module):
         numbers = range(self.parts_per_thread * torch.get_num_threads(), 128)
         self.parts = next((n for n in numbers if linear.out_features % n == 0), 1)
         weight = linear.weight.detach().view(self.parts, -1, linear.in_features)
-        self.store(weight.transpose(1, 2).contiguous())  # (parts, in, out / parts)
+        self._store(weight.transpose(1, 2).contiguous())  # (parts, in, out / parts)
 
-    def store(self, weight: Tensor) -> None:
+    def _store(self, weight: Tensor) -> None:
         """Keep a weight (parts, in, out / parts), rounded or not."""
         raise NotImplementedError
 
-    def multiply(self, rows: Tensor) -> Tensor:
+    def _multiply(self, rows: Tensor) -> Tensor:
         """Rows (N, in) times every part of the weight: (parts, N, out / parts), or the same flattened."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out)."""
         rows = x.reshape(-1, x.shape[-1])
-        y = self.multiply(rows).view(self.parts, len(rows), -1)
+        y = self._multiply(rows).view(self.parts, len(rows), -1)
         y = y.transpose(0, 1).reshape(*x.shape[:-1], -1).float()
         return y if self.bias is None else y + self.bias
 
@@ -87,20 +87,20 @@ class SharedLinear(nn.Module):
 class FloatLinear(SharedLinear):
     """float32 weights."""
 
-    def store(self, weight: Tensor) -> None:
+    def _store(self, weight: Tensor) -> None:
         self.weight = weight
 
-    def multiply(self, rows: Tensor) -> Tensor:
+    def _multiply(self, rows: Tensor) -> Tensor:
         return torch.bmm(rows.expand(self.parts, -1, -1), self.weight)
 
 
 class HalfLinear(SharedLinear):
     """bfloat16 weights; inputs are rounded to bfloat16 too, sums are kept in float32."""
 
-    def store(self, weight: Tensor) -> None:
+    def _store(self, weight: Tensor) -> None:
         self.weight = weight.bfloat16()
 
-    def multiply(self, rows: Tensor) -> Tensor:
+    def _multiply(self, rows: Tensor) -> Tensor:
         rows = rows.bfloat16()
         in_hardware = torch.cpu._is_avx512_bf16_supported()
         if len(rows) <= (1 if in_hardware else FEW):
@@ -119,12 +119,12 @@ class Int8Linear(SharedLinear):
 
     parts_per_thread = 2
 
-    def store(self, weight: Tensor) -> None:
+    def _store(self, weight: Tensor) -> None:
         self.shape = weight.shape
         # each row: its steps, one byte each, then scale and offset, a float32 each
         self.table = torch.ops.quantized.embedding_bag_byte_prepack(weight.flatten(0, 1))
 
-    def multiply(self, rows: Tensor) -> Tensor:
+    def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW:
             weight = torch.ops.quantized.embedding_bag_byte_unpack(self.table).view(self.shape)
             return torch.bmm(rows.expand(self.parts, -1, -1), weight)
@@ -137,7 +137,7 @@ class Int8Linear(SharedLinear):
         )
 
 
-@lru_cache
+@lru_cache(maxsize=64)
 def bags(parts: int, N: int, rows: int) -> Tensor:
     """Which rows of a table of `parts` weights, one below the other, each of the sums takes: (parts N, rows).
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,30 @@ Prompts = TypeVar("Prompts", Tensor, list[list[int]])  # what goes in as a tenso
 SAMPLES_AT_ONCE = 16  # rows of one batch in generate_text: more gain little speed and need more memory
 
 
+@overload
+def generate(
+    model: GPT,
+    tokens: Prompts,
+    *,
+    max_new_tokens: int,
+    seed: int | None = ...,
+    stop_token: int | None = ...,
+    use_cache: bool = ...,
+    log_probabilities: Literal[False] = ...,
+    **sampling: float | None,
+) -> Prompts: ...
+@overload
+def generate(
+    model: GPT,
+    tokens: Prompts,
+    *,
+    max_new_tokens: int,
+    seed: int | None = ...,
+    stop_token: int | None = ...,
+    use_cache: bool = ...,
+    log_probabilities: Literal[True],
+    **sampling: float | None,
+) -> tuple[Prompts, list[list[float]]]: ...
 def generate(
     model: GPT,
     tokens: Prompts,
@@ -35,13 +59,15 @@ def generate(
     seed: int | None = None,
     stop_token: int | None = None,
     use_cache: bool = True,
+    log_probabilities: bool = False,
     **sampling: float | None,
-) -> Prompts:
+) -> Prompts | tuple[Prompts, list[list[float]]]:
     """Continue every row of `tokens`, int64 (B, T); returns (B, T + n), n <= max_new_tokens, prompt included.
 
     A row ends early with `stop_token`, and is filled up with it. Prompts of unequal length are given as
     lists of ids, and come back as lists. `sampling` takes the fields of `sampling.Sampling`: temperature,
-    top_k, top_p, min_p, repetition_penalty.
+    top_k, top_p, min_p, repetition_penalty, no_repeat_token. With `log_probabilities` the result is a pair:
+    the tokens, and for each row what the model gave each new token, in nats (`Token.log_probability`).
 
     A row's text depends on its own prompt and the seed, not on the rest of the batch; copies of one prompt
     are numbered, and copy k draws with seed + k. Without a seed every call is different. (Kernels for other
@@ -61,6 +87,7 @@ def generate(
         raise UserError(f"tokens are {tokens.dtype} {tuple(tokens.shape)}, but must be int64 (B, T)")
     prompts = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     added: list[list[int]] = [[] for _ in prompts]
+    scores: list[list[float]] = [[] for _ in prompts]
     for token in generate_tokens(
         model,
         prompts,
@@ -71,6 +98,14 @@ def generate(
         use_cache=use_cache,
     ):
         added[token.row].append(token.id)
+        if log_probabilities:
+            scores[token.row].append(token.log_probability)
+    result = _join(tokens, added, stop_token)
+    return (result, scores) if log_probabilities else result
+
+
+def _join(tokens: Prompts, added: list[list[int]], stop_token: int | None) -> Prompts:
+    """The prompts with what was added to them; rows of a tensor filled up to the longest."""
     if isinstance(tokens, Tensor):
         n = max(map(len, added), default=0)
         filled = [row + [stop_token or 0] * (n - len(row)) for row in added]

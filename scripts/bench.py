@@ -1,7 +1,7 @@
 """Measurements, side by side in one run: `python scripts/bench.py generate`.
 
-Each number is the best of several rounds, and a round takes everything in turn, so that what else the
-machine does disturbs all alike.
+Each number is the median of several rounds, and a round takes all contenders in turn, so that what else the
+machine does disturbs all alike. Ratios are medians of each round's own ratio.
 """
 
 import copy
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
@@ -34,36 +35,42 @@ def bench_generate() -> None:
     torch.manual_seed(0)
     model = GPT(GPT2_124M).eval()
     models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
+    models["transformers bf16"] = copy.deepcopy(models["transformers"]).bfloat16()
     for weights in ("fp32", "bf16", "int8"):
         models[weights] = speed_up(copy.deepcopy(model), weights)
-    weight_bytes = 4 * sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
-    bandwidth = read_bandwidth()
-    bound = bandwidth / weight_bytes
     cpu = torch.backends.cpu.get_cpu_capability()
-    print(f"{torch.get_num_threads()} threads, {cpu}, torch {torch.__version__}")
-    print(f"memory gives {bandwidth / 1e9:.1f} GB/s, so {bound:.1f} tokens/s of {weight_bytes / 1e6:.0f} MB")
+    print(f"{torch.get_num_threads()} threads, {cpu}, torch {torch.__version__}, {ROUNDS} rounds")
+    bandwidth = read_bandwidth()
+    numbers = sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
+    bounds = {name: bandwidth / (size * numbers) for name, size in {"fp32": 4, "bf16": 2, "int8": 1}.items()}
+    print(f"memory gives {bandwidth / 1e9:.1f} GB/s; {numbers / 1e6:.0f} M weights are read for each token")
 
-    for batch, names in ((1, list(models)), (16, ["transformers", "fp32"])):
+    for batch in (1, 16):
+        print(f"\nbatch {batch}, {PROMPT}-token prompt, {NEW} new tokens, greedy")
         tokens = torch.randint(50257, (batch, PROMPT))
-        print(f"\nbatch {batch}, {PROMPT}-token prompt, {NEW} new tokens")
-        seconds = best_of_rounds({name: generation(models[name], tokens, NEW) for name in names})
-        speeds = {name: batch * NEW / s for name, s in seconds.items()}
-        for name, speed in speeds.items():
-            ratio = f"{speed / speeds['transformers']:.2f} x transformers"
-            share = f", {speed / bound:.0%} of the bound" if name == "fp32" and batch == 1 else ""
-            print(f"  {name:14}{speed:8.1f} tokens/s  {ratio}{share}")
+        rounds = in_turn({name: generation(m, tokens, NEW) for name, m in models.items()})
+        for name, seconds in rounds.items():
+            speed = batch * NEW / median(seconds)
+            share = f", {speed / bounds[name]:.0%} of the memory's bound of {bounds[name]:.0f}"
+            print(
+                f"  {name:18}{speed:8.1f} tokens/s   {times_faster(rounds, name)}"
+                f"{share if batch == 1 and name in bounds else ''}"
+            )
 
-    tokens = torch.randint(50257, (1, PROMPT))
-    gaps = token_seconds(models["fp32"], tokens, GPT2_124M.context_length - PROMPT)
-    first, last = (sorted(part)[len(part) // 2] for part in (gaps[1:65], gaps[-64:]))
-    print("\ncost per token as the text grows to the whole context, fp32, batch 1")
-    print(f"  first 64 {first * 1e3:.1f} ms, last 64 {last * 1e3:.1f} ms, ratio {last / first:.2f}")
-
+    print(f"\nfirst token of a {LONG_PROMPT}-token prompt")
     tokens = torch.randint(50257, (1, LONG_PROMPT))
-    print(f"\nfirst token after a {LONG_PROMPT}-token prompt")
-    seconds = best_of_rounds({name: generation(models[name], tokens, 1) for name in models})
-    for name, s in seconds.items():
-        print(f"  {name:14}{s * 1e3:8.0f} ms        {seconds['transformers'] / s:.2f} x transformers")
+    rounds = in_turn({name: generation(m, tokens, 1) for name, m in models.items()})
+    for name, seconds in rounds.items():
+        print(f"  {name:18}{median(seconds) * 1e3:8.0f} ms         {times_faster(rounds, name)}")
+
+    print("\ncost per token as the text grows to the whole context, batch 1")
+    tokens = torch.randint(50257, (1, PROMPT))
+    for name in bounds:
+        seconds = token_seconds(models[name], tokens, GPT2_124M.context_length - PROMPT)
+        first, last = median(seconds[1:65]), median(seconds[-64:])
+        print(
+            f"  {name:18}first 64 {first * 1e3:.1f} ms, last 64 {last * 1e3:.1f} ms, ratio {last / first:.2f}"
+        )
 
 
 def transformers_twin(model: GPT) -> GPT2LMHeadModel:
@@ -83,15 +90,22 @@ def generation(model: GPT | GPT2LMHeadModel, tokens: Tensor, n: int) -> Callable
     return torch.inference_mode()(lambda: model.generate(tokens, max_new_tokens=n, **options))
 
 
-def best_of_rounds(tasks: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Seconds of each task in its best round."""
-    best = dict.fromkeys(tasks, float("inf"))
-    for _ in range(ROUNDS):
+def in_turn(tasks: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
+    """Seconds that each task takes in each round; one more round goes before, to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(1 + ROUNDS):
         for name, task in tasks.items():
             start = time.perf_counter()
             task()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            seconds[name].append(time.perf_counter() - start)
+    return {name: rounds[1:] for name, rounds in seconds.items()}
+
+
+def times_faster(rounds: dict[str, list[float]], name: str) -> str:
+    """How many times faster than the first of the contenders."""
+    first = next(iter(rounds))
+    ratio = median([a / b for a, b in zip(rounds[first], rounds[name], strict=True)])
+    return f"{ratio:.2f} x {first}"
 
 
 def token_seconds(model: GPT, tokens: Tensor, n: int) -> list[float]:
@@ -103,9 +117,10 @@ def token_seconds(model: GPT, tokens: Tensor, n: int) -> list[float]:
 
 
 def read_bandwidth() -> float:
-    """Bytes per second at which a plain sum reads 1 GiB."""
-    memory = torch.ones(2**28)
-    return memory.nbytes / best_of_rounds({"sum": memory.sum})["sum"]
+    """Bytes per second at which 1 GiB is read, by the faster of two plain readers in its best round."""
+    memory = torch.ones(2**16, 2**12)
+    rounds = in_turn({"sum": memory.sum, "product": lambda: memory.mv(memory[0])})
+    return memory.nbytes / min(map(min, rounds.values()))
 
 
 if __name__ == "__main__":

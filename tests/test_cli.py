@@ -73,6 +73,18 @@ def test_train_then_generate_then_evaluate(run, capsys):
     assert capsys.readouterr().out != ours
 
 
+@pytest.mark.parametrize("options", [["--quantize", "int8"], ["--precision", "bf16"]])
+def test_evaluate_tells_what_rounded_weights_cost(run, capsys, options):
+    main(["evaluate", str(run)])
+    exact = float(capsys.readouterr().out.split()[1])
+    main(["evaluate", str(run), *options])
+    out = capsys.readouterr().out
+    rounded, cost = float(out.split()[1]), float(out.split("costs")[1].split()[0])
+    assert f"fp32 has {exact:.4f}" in out
+    assert abs(rounded - exact - cost) < 2e-4
+    assert cost != 0.0
+
+
 def test_a_prompt_can_come_from_a_file_or_from_standard_input(run, capsys, tmp_path, monkeypatch):
     options = ["--max-new-tokens", "5", "--temperature", "0"]
     main(["generate", str(run), "--prompt", "not", *options])

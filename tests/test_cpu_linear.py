@@ -6,6 +6,7 @@ import torch
 from gptmini.config import GPTConfig
 from gptmini.cpu_linear import speed_up
 from gptmini.generate import generate
+from gptmini.kv_cache import KVCache
 from gptmini.model import GPT
 
 
@@ -35,6 +36,33 @@ def test_logits_stay_within_the_rounding_of_the_weights(n_embd, bias, weights, t
     assert got.dtype == torch.float32
     assert ((got - expected).norm() / expected.norm()) < tolerance
     assert weights == "fp32" or not torch.equal(got, expected)  # something was rounded
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_bfloat16_layers_give_the_same_with_and_without_bfloat16_products(monkeypatch, in_hardware):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: in_hardware)
+    model = build()
+    rounded = speed_up(copy.deepcopy(model), "bf16")
+    for shape in ((1, 1), (1, 9), (3, 1), (5, 32)):
+        with torch.inference_mode():
+            expected, got = model(tokens(*shape)), rounded(tokens(*shape))
+        assert ((got - expected).norm() / expected.norm()) < 0.03
+
+
+def test_int8_logits_are_the_same_by_the_kernels_for_few_rows_and_for_many():
+    model = speed_up(build(), "int8")
+    text = tokens(1, 12)
+    cache = KVCache(model, 1, 12)
+    with torch.inference_mode():
+        one_by_one = torch.cat([model(text[:, t : t + 1], cache) for t in range(12)], dim=1)
+        torch.testing.assert_close(one_by_one, model(text), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_made_faster_can_be_called_outside_of_inference_mode():
+    for weights in ("fp32", "bf16", "int8"):
+        model = speed_up(build(), weights)
+        generate(model, tokens(1, 3), max_new_tokens=2)
+        assert not model(tokens(1, 1)).requires_grad
 
 
 def test_float32_layers_give_the_same_text():

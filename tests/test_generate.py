@@ -96,6 +96,15 @@ def test_cached_equals_uncached_far_past_the_context(model, sampler, length):
     assert torch.equal(cached, plain)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_cached_equals_uncached_at_every_length_of_the_prompt(model, sampler):
+    for length in range(1, CONTEXT + 1):
+        tokens = prompts(1, length, seed=length).expand(3, -1)  # copies draw with seeds of their own
+        cached = generate(model, tokens, max_new_tokens=12, **sampler)
+        plain = generate(model, tokens, max_new_tokens=12, use_cache=False, **sampler)
+        assert torch.equal(cached, plain)
+
+
 def test_cached_equals_uncached_for_unequal_prompts_past_the_context(model):
     rows = [prompts(1, n, seed=n)[0].tolist() for n in (1, 2, 10, 20, CONTEXT)]
     for sampler in SAMPLERS:
@@ -155,6 +164,21 @@ def test_log_probabilities_are_those_of_one_pass_over_the_text(model):
     expected = logits.log_softmax(-1).gather(-1, torch.tensor([[token.id] for token in tokens])).flatten()
     got = torch.tensor([token.log_probability for token in tokens])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_log_probabilities_come_with_the_tokens_on_request(model):
+    rows = [prompts(1, n, seed=n)[0].tolist() for n in (3, 8)]
+    options = {"max_new_tokens": 6, "seed": 2, "top_k": 9, "stop_token": 7}
+    texts, scores = gptmini.generate(model, rows, log_probabilities=True, **options)
+    assert texts == gptmini.generate(model, rows, **options)
+    for row, text, got in zip(rows, texts, scores, strict=True):
+        with torch.inference_mode():
+            expected = model(torch.tensor([text[:-1]]))[0, len(row) - 1 :].log_softmax(-1)
+        expected = expected.gather(-1, torch.tensor(text[len(row) :])[:, None]).flatten()
+        torch.testing.assert_close(torch.tensor(got), expected, atol=1e-4, rtol=1e-4)
+    tensor, scores = generate(model, prompts(2, 4), max_new_tokens=3, seed=1, log_probabilities=True)
+    assert tensor.shape == (2, 7)
+    assert [len(row) for row in scores] == [3, 3]
 
 
 def test_a_row_that_ends_early_is_filled_up_with_the_stop_token(model):
