@@ -25,7 +25,7 @@ from gptmini.generate import generate, generate_tokens
 from gptmini.model import GPT
 from gptmini.sampling import Sampling
 
-ROUNDS = 5
+ROUNDS = 3
 PROMPT, NEW, LONG_PROMPT = 32, 128, 1000
 GPT2_124M = GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024, vocab_size=50257)
 
@@ -48,14 +48,14 @@ def bench_generate() -> None:
     for batch in (1, 16):
         print(f"\nbatch {batch}, {PROMPT}-token prompt, {NEW} new tokens, greedy")
         tokens = torch.randint(50257, (batch, PROMPT))
-        rounds = in_turn({name: generation(m, tokens, NEW) for name, m in models.items()})
+        names = list(models) if batch == 1 else ["transformers", "fp32", "bf16"]
+        rounds = in_turn({name: generation(models[name], tokens, NEW) for name in names})
         for name, seconds in rounds.items():
             speed = batch * NEW / median(seconds)
-            share = f", {speed / bounds[name]:.0%} of the memory's bound of {bounds[name]:.0f}"
-            print(
-                f"  {name:18}{speed:8.1f} tokens/s   {times_faster(rounds, name)}"
-                f"{share if batch == 1 and name in bounds else ''}"
-            )
+            line = f"  {name:18}{speed:8.1f} tokens/s   {times_faster(rounds, name)}"
+            if batch == 1 and name in bounds:
+                line += f", {speed / bounds[name]:.0%} of the memory's bound of {bounds[name]:.0f}"
+            print(line)
 
     print(f"\nfirst token of a {LONG_PROMPT}-token prompt")
     tokens = torch.randint(50257, (1, LONG_PROMPT))
@@ -65,7 +65,7 @@ def bench_generate() -> None:
 
     print("\ncost per token as the text grows to the whole context, batch 1")
     tokens = torch.randint(50257, (1, PROMPT))
-    for name in bounds:
+    for name in ("fp32", "bf16"):
         seconds = token_seconds(models[name], tokens, GPT2_124M.context_length - PROMPT)
         first, last = median(seconds[1:65]), median(seconds[-64:])
         print(
