@@ -7,11 +7,14 @@ before a command starts to work.
 """
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,11 +47,12 @@ from gptmini.sampling import SamplingOptions
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-    from gptmini.training.loss import Evaluation
+    from gptmini.evaluation.windows import Windows
 
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
 
-gptmini train [CONFIG.yaml] [--section.key VALUE ...] [--resume] [--quiet]
+gptmini train CONFIG.yaml [--section.key VALUE ...] [--resume] [--quiet]
+gptmini train --data.corpus PATH [--minutes N] [--section.key VALUE ...] [--resume] [--quiet]
 gptmini generate CHECKPOINT [--prompt TEXT] [--max-new-tokens N] [--temperature X] ...
 gptmini prepare [CONFIG.yaml] [--section.key VALUE ...] [--stats] | --list
 gptmini evaluate CHECKPOINT [--corpus PATH ...]
@@ -65,12 +69,18 @@ and options; for bash: eval "$(gptmini completion bash)"."""
 class Switches(Section):
     """How `gptmini train` goes about it, whatever the config."""
 
+    minutes: float | None = Field(
+        None, gt=0, le=100_000, description="Time for a run without a CONFIG.yaml; null: 5 minutes."
+    )
     resume: bool = Field(False, description="Go on with the run in train.out_dir, if it has a checkpoint.")
     quiet: bool = Field(False, description="Show nothing but errors.")
 
 
 class TrainOptions(Switches, Config):
-    """Train a GPT. Every key can stand in CONFIG.yaml; one given here comes before it."""
+    """Train a GPT. Every key can stand in CONFIG.yaml; one given here comes before it.
+
+    Without a CONFIG.yaml, sizes and steps are chosen for the text, this machine and the minutes.
+    """
 
 
 class Reports(Section):
@@ -114,6 +124,9 @@ class EvaluateOptions(Section):
 
     corpus: tuple[PathText, ...] | None = Field(
         None, strict=False, description="Another text: names, files, folders or globs."
+    )
+    memorization: bool = Field(
+        False, description="Tell how much of samples and validation text stands in the training text."
     )
     batch_size: int = Field(32, ge=1, description="Sequences per forward pass.")
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
@@ -202,10 +215,21 @@ def _fail(error: object, exit_code: int) -> int:
 
 
 def _train(words: Sequence[str]) -> None:
+    started = time.monotonic()
     path, overrides = _config_words("train", words)
     switches = _take(Switches, overrides)
     config = load_config(path, overrides)
+    if path is not None and switches.minutes is not None:
+        raise UserError(
+            f"--minutes is for runs without a CONFIG.yaml: in {path}, train.max_steps says how long"
+        )
     with _ctrl_c_ends_at_once():
+        if path is None:
+            from gptmini.training.sizing import choose_config
+
+            config = choose_config(
+                overrides, switches.minutes, resume=switches.resume, quiet=switches.quiet, started=started
+            )
         from gptmini.training.trainer import train
 
         train(config, resume=switches.resume, quiet=switches.quiet)
@@ -299,37 +323,50 @@ def _evaluate(words: Sequence[str]) -> None:
     from gptmini.config import RuntimeConfig
     from gptmini.cpu_linear import speed_up
     from gptmini.data.corpus import open_corpus
-    from gptmini.data.token_file import count_bytes, encode_corpus, prepare, validation_batches
-    from gptmini.training.loss import evaluate
+    from gptmini.data.preparation import encode_corpus, prepare
+    from gptmini.evaluation import summary
+    from gptmini.evaluation.windows import evaluate_windows
     from gptmini.training.runtime import start_runtime
 
     runtime = start_runtime(RuntimeConfig(device=options.device, precision="fp32"))
     model, tokenizer = load(checkpoint, str(runtime.device))
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so it cannot read a text")
-    length = model.config.context_length
-    if options.corpus:
-        tokens = encode_corpus(open_corpus(options.corpus), tokenizer)
+    try:
+        data = prepare(_run_config(checkpoint).data, tokenizer, model.config.context_length)
+    except UserError:
+        if options.corpus is None or options.memorization:
+            raise
+        data = None  # the text that the model has learned from is not at hand, and can be done without
+    if options.corpus is not None:
+        tokens = encode_corpus(open_corpus(options.corpus, key="--corpus"), tokenizer)
+        if len(tokens) < 2:
+            raise UserError(f"--corpus {' '.join(options.corpus)}: is less than two tokens long")
+        data = data and dataclasses.replace(data, val=tokens)
     else:
-        tokens = prepare(_run_config(checkpoint).data, tokenizer, length).val
+        assert data is not None
+        tokens = data.val
+    length = model.config.context_length
 
-    def measure() -> "Evaluation":
-        batches = validation_batches(tokens, length, options.batch_size)
-        return evaluate(model, batches, lambda targets: count_bytes(tokenizer, targets), runtime)
+    def measure() -> "Windows":
+        return evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=options.batch_size)
 
     weights = options.quantize or options.precision
-    exact = result = measure()
+    exact = found = measure()
     if weights != "fp32":
         model = speed_up(model, weights)
-        result = measure()
-    print(f"loss           {result.loss:.4f} nats per token")
-    print(f"perplexity     {result.perplexity:.2f}")
-    print(f"bits per byte  {result.bits_per_byte:.4f}")
-    print(f"tokens         {result.tokens:,}")
+        found = measure()
+    lines = summary.evaluation(found, length)
     if weights != "fp32":
-        print(
-            f"{weights} costs     {result.loss - exact.loss:+.5f} nats per token; fp32 has {exact.loss:.4f}"
-        )
+        cost = found.whole.loss - exact.whole.loss
+        line = f"\n{weights} costs     {cost:+.5f} nats per token; fp32 has {exact.whole.loss:.4f}"
+        lines = itertools.chain(lines, [line])
+    if data is not None:
+        lines = itertools.chain(lines, summary.references(data))
+    if data is not None and options.memorization:
+        lines = itertools.chain(lines, summary.memorization(model, data))
+    for line in lines:
+        print(line, flush=True)
 
 
 def _export(words: Sequence[str]) -> None:

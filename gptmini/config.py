@@ -256,9 +256,12 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     return validate(Config, values, "command line" if path is None else str(path), overrides or {})
 
 
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML text that `load_config` reads back to an equal object."""
-    values = config.model_dump(mode="json")
+def dump_config(config: Config, complete: bool = True) -> str:
+    """The config as YAML text that `load_config` reads back to an equal object.
+
+    Every key stands in it, or, if not `complete`, those that are not at their defaults.
+    """
+    values = config.model_dump(mode="json", exclude_defaults=not complete)
     return yaml.dump(values, Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
 
 
