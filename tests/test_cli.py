@@ -18,6 +18,7 @@ from gptmini.cli import _SCHEMAS, TrainOptions, main, read_options
 from gptmini.config import Config, accepts_one, accepts_text, keys, load_config, option, parse_yaml, show
 from gptmini.data.named import NAMED
 from gptmini.errors import UserError
+from gptmini.evaluation import summary
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,7 +68,8 @@ def test_train_then_generate_then_evaluate(run, capsys):
     assert capsys.readouterr().out == first
     assert main(["evaluate", str(run)]) == 0
     ours = capsys.readouterr().out
-    assert "bits per byte" in ours
+    for line in ("bits per byte", "worst windows of 16 tokens", "best windows", "xz ", "5-gram "):
+        assert line in ours
     text = run.parent / "text.txt"
     assert main(["evaluate", str(run), "--corpus", str(text)]) == 0
     assert capsys.readouterr().out != ours
@@ -83,6 +85,27 @@ def test_evaluate_tells_what_rounded_weights_cost(run, capsys, options):
     assert f"fp32 has {exact:.4f}" in out
     assert abs(rounded - exact - cost) < 2e-4
     assert cost != 0.0
+
+
+def test_evaluate_tells_what_was_learned_by_heart(run, capsys, monkeypatch):
+    monkeypatch.setattr(summary, "SAMPLE_TOKENS", 8)
+    assert main(["evaluate", str(run), "--memorization"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"of samples +\d+ characters: '", out)
+    assert "of 258 bytes of validation text: 100.00%" in out  # one sentence again and again
+
+
+def test_evaluate_needs_no_training_text_for_another_one(run, capsys, tmp_path):
+    text = tmp_path / "other.txt"
+    text.write_text("To be, or not to be")
+    (tmp_path / "text.txt").unlink()
+    assert main(["evaluate", str(run), "--corpus", str(text)]) == 0
+    assert "xz " not in capsys.readouterr().out
+    assert "no such file" in fails(capsys, "evaluate", run)
+    assert "no such file" in fails(capsys, "evaluate", run, "--corpus", text, "--memorization")
+    text.write_text("T")
+    assert "is less than two tokens long" in fails(capsys, "evaluate", run, "--corpus", text)
+    assert "--corpus = nowhere: no such file" in fails(capsys, "evaluate", run, "--corpus", "nowhere")
 
 
 def test_a_prompt_can_come_from_a_file_or_from_standard_input(run, capsys, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import torch
 
 import gptmini
 from gptmini.cli import main
+from gptmini.evaluation import summary
+from gptmini.training import sizing
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +42,21 @@ def test_the_own_text_lines_train_and_generate(tmp_path, monkeypatch, capsys):
     words = generate.removeprefix(".venv/bin/gptmini ").replace('"', "").split()
     assert main([*words, "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("Once")
+
+
+def test_the_lines_without_a_config_train_generate_and_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = next(block for block in blocks("") if "--minutes" in block).splitlines()
+    train, generate, evaluate = (line.removeprefix(".venv/bin/gptmini ") for line in lines)
+    Path("my_text.txt").write_text("It was a bright cold day in April, and the clocks struck. " * 300)
+    monkeypatch.setattr(sizing, "_tokens_per_second", lambda size, runtime: 1e9 / size.parameters)
+    monkeypatch.setattr(sizing, "_rehearse", lambda *_: (100.0, 0.0))
+    monkeypatch.setattr(summary, "SAMPLE_TOKENS", 8)
+    assert main([*train.split(), "--train.sample-interval", "null", "--quiet"]) == 0
+    assert main([*generate.replace('"', "").split(), "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("Once")
+    assert main(evaluate.split()) == 0
+    assert "characters: " in capsys.readouterr().out
 
 
 def test_the_lines_that_load_a_checkpoint_run(tmp_path, monkeypatch, capsys):

@@ -321,7 +321,7 @@ def _decode_utf8(data: bytes, source: str, offset: int) -> str:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{source}: not UTF-8 text at byte {offset + error.start} (0x{data[error.start]:02x}): save "
-            "it as UTF-8, or use tokenizer.kind = bytes, which takes any bytes"
+            "it as UTF-8, use tokenizer.kind = bytes, which takes any bytes, or set data.errors = replace"
         ) from None
 
 

@@ -53,7 +53,7 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size(2, 4, 128, 64),
+    Size(2, 4, 128, 128),
     Size(4, 4, 128, 128),
     Size(4, 6, 192, 128),
     Size(6, 8, 256, 256),
@@ -61,7 +61,7 @@ SIZES = (
     Size(8, 8, 512, 512),
     Size(12, 12, 768, 1024),
 )
-TOKENS_PER_PARAMETER = 4  # fewer train a large model too briefly, more could have trained a larger one
+TOKENS_PER_PARAMETER = 2  # fewer train a large model too briefly, more could have trained a larger one
 PARAMETERS_PER_TEXT_TOKEN = 32  # beyond that, even dropout does not keep a model from learning by heart
 
 

@@ -1,0 +1,65 @@
+"""Preparing a gigabyte of text with a BPE of GPT-2's size: seconds, megabytes a second, peak memory."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def bench_prepare() -> None:
+    """Prepare made-up text in a process of its own, and print what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "text.jsonl")
+        started = time.perf_counter()
+        write_text(path)
+        print(f"{path.stat().st_size / 1e9:.2f} GB of made-up text, {time.perf_counter() - started:.0f} s")
+        environment = {**os.environ, "GPTMINI_CACHE_DIR": folder, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", PREPARE, path], check=True, env=environment)
+
+
+PREPARE = """
+import resource, sys, time
+from gptmini.config import TokenizerConfig
+from gptmini.data.corpus import open_corpus
+from gptmini.data.preparation import prepare_corpus
+from gptmini.data.tokenizer import build_tokenizer
+
+def report(what, seconds):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{what:32}{seconds:7.1f} s {size / 1e6 / seconds:7.1f} MB/s   peak {peak:.0f} MiB", flush=True)
+
+times = [time.perf_counter()]
+corpus = open_corpus(sys.argv[1])
+size = corpus.contents.total_bytes
+times.append(time.perf_counter())
+report("first pass, for the digest", times[1] - times[0])
+tokenizer = build_tokenizer(TokenizerConfig(vocab_size=50257), corpus)
+times.append(time.perf_counter())
+report(f"learning {tokenizer.vocab_size:,} tokens", times[2] - times[1])
+data = prepare_corpus(corpus, 0.01, tokenizer, 1024, quiet=True)
+times.append(time.perf_counter())
+report("tokenizing", times[3] - times[2])
+report("all of it", times[3] - times[0])
+print(f"{data.meta.documents:,} documents, {data.meta.train_tokens + data.meta.val_tokens:,} tokens")
+"""
+
+
+def write_text(path: Path, size: int = 1_000_000_000) -> None:
+    """JSON lines with documents of made-up words, as frequent as words are (Zipf's law)."""
+    rng = np.random.default_rng(0)
+    syllables = [a + b + c for a in "bdfghklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
+    lengths = rng.choice([1, 2, 3, 4], p=[0.2, 0.45, 0.25, 0.1], size=100_000)
+    words = np.array(["".join(rng.choice(syllables, n)) for n in lengths], dtype=object)
+    words[::9] += ","
+    words[4::17] += ".\\n\\n"
+    with path.open("w") as file:
+        while file.tell() < size:
+            ranks = rng.zipf(1.2, 400_000) - 1
+            for document in np.split(words[ranks[ranks < len(words)]], range(500, 300_000, 500)):
+                file.write(f'{{"text": "{" ".join(document)}"}}\n')
