@@ -15,6 +15,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
 import torch
+from benchmarks.prepare import bench_prepare
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -124,7 +125,7 @@ def read_bandwidth() -> float:
 
 
 if __name__ == "__main__":
-    commands = {"generate": bench_generate}
+    commands = {"generate": bench_generate, "prepare": bench_prepare}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python scripts/bench.py {'|'.join(commands)}")
     commands[sys.argv[1]]()

@@ -36,8 +36,8 @@ def test_paragraphs_of_the_training_text_are_left_out_of_validation(size):
     training = chunks_of(b"one\n\ntwo\nlines\n\nthree", b"four\r\n\r\nfive\n", size=size)
     validation = chunks_of(b"new\n\n two\nlines \n \n\nthree four", b"five", b"one\n\nlast", size=size)
     documents, dropped = without(training, validation)
-    assert documents == [b"new \n \n\nthree four", b"\n\nlast"]
-    assert dropped == len(b"\n\n two\nlines") + len(b"five") + len(b"one")
+    assert documents == [b"new\n \n\nthree four", b"\n\nlast"]
+    assert dropped == len(b"\n\n two\nlines ") + len(b"five") + len(b"one")
 
 
 def test_what_is_left_keeps_its_place():

@@ -96,7 +96,7 @@ def test_a_faster_machine_more_time_and_more_text_give_a_larger_model():
         return SIZES.index(choose_size(text_bytes, seconds, lambda size: speed / size.parameters)[0])
 
     assert size(10**6, 300, 1e3) == 0
-    assert size(10**6, 300, 3e10) < size(10**6, 600, 6e10) < size(10**8, 600, 1e13) < size(10**10, 6000, 1e14)
+    assert size(10**6, 300, 1e10) < size(10**6, 600, 1e11) < size(10**8, 600, 1e13) < size(10**10, 6000, 1e14)
     assert size(10**5, 6000, 1e14) < size(10**6, 6000, 1e14) < size(10**9, 6000, 1e14) == len(SIZES) - 1
 
 

@@ -54,12 +54,12 @@ def write_text(path: Path, size: int = 1_000_000_000) -> None:
     """JSON lines with documents of made-up words, as frequent as words are (Zipf's law)."""
     rng = np.random.default_rng(0)
     syllables = [a + b + c for a in "bdfghklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
-    lengths = rng.choice([1, 2, 3, 4], p=[0.2, 0.45, 0.25, 0.1], size=100_000)
+    lengths = rng.choice([1, 2, 3, 4], p=[0.2, 0.45, 0.25, 0.1], size=200_000)
     words = np.array(["".join(rng.choice(syllables, n)) for n in lengths], dtype=object)
     words[::9] += ","
-    words[4::17] += ".\\n\\n"
     with path.open("w") as file:
         while file.tell() < size:
             ranks = rng.zipf(1.2, 400_000) - 1
-            for document in np.split(words[ranks[ranks < len(words)]], range(500, 300_000, 500)):
-                file.write(f'{{"text": "{" ".join(document)}"}}\n')
+            for paragraphs in words[ranks[ranks < len(words)]][:300_000].reshape(-1, 5, 100):
+                text = ".\\n\\n".join(map(" ".join, paragraphs))
+                file.write(f'{{"text": "{text}"}}\n')
