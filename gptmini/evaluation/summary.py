@@ -2,28 +2,20 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from gptmini.data.preparation import TokenData
-from gptmini.data.tokenizer import Tokenizer
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_share, longest_shared_run, text_blocks
 from gptmini.evaluation.references import first_bytes, measure_references
-from gptmini.evaluation.windows import Window, evaluate_windows
+from gptmini.evaluation.windows import Window, Windows
 from gptmini.generate import generate_text
 from gptmini.model import GPT
-from gptmini.training.runtime import Runtime
 
 SAMPLES, SAMPLE_TOKENS = 16, 256
 COMPARED_BYTES = 8 << 20  # of the validation text, held against all of the training text
 EXCERPT = 70  # characters
 
 
-def evaluation(
-    model: GPT, tokens: np.ndarray, tokenizer: Tokenizer, runtime: Runtime, batch_size: int
-) -> Iterator[str]:
-    """Lines: the loss over a token stream (N,), and where it is highest and lowest."""
-    length = model.config.context_length
-    found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
+def evaluation(found: Windows, length: int) -> Iterator[str]:
+    """Lines: the loss over a text, and the windows of `length` tokens where it is highest and lowest."""
     yield f"loss           {found.whole.loss:.4f} nats per token"
     yield f"perplexity     {found.whole.perplexity:.2f}"
     yield f"bits per byte  {found.whole.bits_per_byte:.4f}"
