@@ -11,7 +11,7 @@ test: .venv/installed-dev        ## run the tests
 	$(BIN)/python -m pytest
 
 reliability: .venv/installed-dev  ## run the long reliability proofs
-	$(BIN)/python -m pytest tests/reliability --long -s
+	$(BIN)/python -m pytest tests/reliability tests/test_config.py tests/test_cli.py tests/test_tokenizer.py --long -s
 
 check: .venv/installed-dev       ## style and types
 	$(BIN)/ruff check .

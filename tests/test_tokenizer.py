@@ -1,5 +1,7 @@
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import tiktoken
 from hypothesis import example, given, settings
@@ -262,6 +264,58 @@ def test_special_token_text_is_plain_text_in_a_corpus_too(text):
         ids = TOKENIZERS[kind].encode_bytes(text.encode(), "a", 0).tolist()
         assert ids == TOKENIZERS[kind].encode(text)
         assert TOKENIZERS[kind].end_of_text not in ids
+
+
+def random_texts(count, seed):
+    """Texts of up to 40 characters: of one script each, of all scripts, or of pieces that mean something."""
+    rng = np.random.default_rng(seed)
+    everything = np.concatenate([np.arange(0xD800), np.arange(0xE000, 0x110000)])
+    ranges = [(0x20, 0x7F), (0, 0x20), (0xA0, 0x250), (0x370, 0x700), (0x2000, 0x2070), (0x3000, 0xA000)]
+    alphabets = [*(np.arange(*r) for r in ranges), np.arange(0x1F300, 0x1F900), everything]
+    pieces = ["<|endoftext|>", "'s", " ", "\n\n", "the", "12", "\ufeff", "e\u0301", "\u200d", "\0"]
+    while count > 0:
+        for alphabet in alphabets:
+            letters = rng.choice(alphabet, 10_000).astype("<u4").tobytes().decode("utf-32-le")
+            ends = np.cumsum(rng.integers(0, 41, 500))
+            for start, end in pairwise(ends[ends < len(letters)].tolist()):
+                yield letters[start:end]
+                count -= 1
+        for chosen in rng.integers(0, len(pieces), (50, 8)):
+            yield "".join(pieces[i] for i in chosen)
+            count -= 1
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "chars", "fallback", "gpt2"])
+def test_random_texts_come_back_from_their_ids(kind, long, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded for a test
+    try:
+        tokenizer = {**TOKENIZERS, "fallback": FALLBACK}.get(kind) or built(kind)
+    except UserError:
+        pytest.skip("GPT-2's files are not at hand")
+    if kind == "chars":
+        tokenizer = build_tokenizer(
+            TokenizerConfig(kind="chars"), text_corpus("".join(random_texts(40_000, 1)))
+        )
+    known, count = set(tokenizer.tokens), 0
+    for text in random_texts(1_000_000 if long else 5_000, seed=2):
+        if kind == "chars":
+            text = "".join(c for c in text if c.encode() in known)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode_bytes(text.encode(), "x", 0).tolist() == ids
+        assert tokenizer.end_of_text not in ids
+        count += 1
+    print(f"random texts through {kind}: {count:,}")
+
+
+def test_random_bytes_come_back_from_their_ids(long):
+    rng, tokenizer = np.random.default_rng(0), TOKENIZERS["bytes"]
+    count = 1_000_000 if long else 20_000
+    data, ends = rng.bytes(count * 21), np.cumsum(rng.integers(0, 41, count)).tolist()
+    for start, end in pairwise([0, *ends]):
+        piece = data[start:end]
+        assert tokenizer.decode_bytes(tokenizer.encode_bytes(piece, "x", 0).tolist()) == piece
+    print(f"random byte strings through bytes: {count:,}")
 
 
 SAMPLES = {
