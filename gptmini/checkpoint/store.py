@@ -9,7 +9,7 @@ go. So at every instant, and after a crash at any instant, what stands under a s
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -237,13 +237,22 @@ class _Manifest(Section):
 def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> None:
     """Fill the folder of a step, and read back all that was written; DamagedError if the disk changed it."""
     contents: dict[str, Mapping[str, Tensor] | bytes] = {
+        "training/optimizer.safetensors": checkpoint.optimizer,  # the longest first
         **model_files(checkpoint.model, config, tokenizer),
-        "training/optimizer.safetensors": checkpoint.optimizer,
         "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
     }
     durable.make_folder(folder / "training")
-    files = {name: _write(folder / name, content) for name, content in contents.items()}
-    _write(folder / _MANIFEST, _manifest_bytes(files))
+    with ThreadPoolExecutor(max_workers=2) as beside:  # sha256 is slower than a disk
+        summaries = {name: beside.submit(_sum_up, content) for name, content in contents.items()}
+        read_back = []
+        for name, content in contents.items():
+            durable.create_file(folder / name, _pieces(content))
+            read_back.append(beside.submit(_read_back, folder / name, content))
+        for reading in read_back:
+            reading.result()
+        manifest = _manifest_bytes({name: summary.result() for name, summary in summaries.items()})
+    durable.create_file(folder / _MANIFEST, manifest)
+    _read_back(folder / _MANIFEST, manifest)
 
 
 def model_files(
@@ -259,37 +268,30 @@ def model_files(
     }
 
 
-def _write(path: Path, content: Mapping[str, Tensor] | bytes) -> _FileSummary:
-    """Write a file, read it back, and sum up what was meant to be written."""
+def _sum_up(content: Mapping[str, Tensor] | bytes) -> _FileSummary:
+    """Size and sha256 of what is meant to be written."""
     digest, size = sha256(), 0
-
-    def summed() -> Iterator[bytes | memoryview]:
-        nonlocal size
-        done: Future[None] | None = None
-        for piece in _pieces(content):
-            if done:
-                done.result()  # so that one piece waits to be summed up, not all of them
-            done = beside.submit(digest.update, piece)
-            size += len(piece)
-            yield piece
-
-    with ThreadPoolExecutor(max_workers=1) as beside:  # sha256 is about as slow as the disk
-        durable.create_file(path, summed())
-    with open(path, "rb") as file:
-        if not all(file.read(len(part)) == part for part in _parts(_pieces(content))) or file.read(1):
-            raise DamagedError(f"{path}: the disk does not give back what was written to it")
+    for piece in _pieces(content):
+        digest.update(piece)
+        size += len(piece)
     return _FileSummary(size=size, sha256=digest.hexdigest())
+
+
+def _read_back(path: Path, content: Mapping[str, Tensor] | bytes) -> None:
+    """Raise DamagedError where the disk does not give back what was written to it."""
+    found = bytearray(2**20)  # small enough for the processor's cache
+    with open(path, "rb") as file:
+        for piece in _pieces(content):
+            for start in range(0, len(piece), len(found)):
+                part = memoryview(piece)[start : start + len(found)]
+                if file.readinto(memoryview(found)[: len(part)]) != len(part) or found[: len(part)] != part:
+                    raise DamagedError(f"{path}: the disk does not give back what was written to it")
+        if file.read(1):
+            raise DamagedError(f"{path}: the disk does not give back what was written to it")
 
 
 def _pieces(content: Mapping[str, Tensor] | bytes) -> Iterable[bytes | memoryview]:
     return [content] if isinstance(content, bytes) else tensor_file_pieces(content)
-
-
-def _parts(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """The same bytes, at most a mebibyte at a time, so that they stay in the processor's cache."""
-    for piece in pieces:
-        for start in range(0, len(piece), 2**20):
-            yield bytes(piece[start : start + 2**20])
 
 
 def _manifest_bytes(files: dict[str, _FileSummary]) -> bytes:

@@ -1,7 +1,8 @@
 """What a save costs: `python tests/reliability/save_cost.py [FOLDER]`.
 
-Compares saving a checkpoint (weights, two moments of AdamW, manifest, reading back, renaming) with writing as
-many bytes into one file with one fsync, alternately, and prints the quickest of each in seconds.
+Compares saving a checkpoint (weights, two moments of AdamW, manifest, reading back, renaming, removing the
+one before) with overwriting the same files, and one file of as many bytes, each with an fsync; all in turn.
+Prints the quickest of each in seconds.
 """
 
 import os
@@ -33,9 +34,14 @@ def write_plainly(path, data):
         os.fsync(file.fileno())
 
 
+def write_all_plainly(folder, files):
+    for number, data in enumerate(files):
+        write_plainly(folder / f"plain-{number}", data)
+
+
 def main(folder):
     tokenizer = build_tokenizer(TokenizerConfig(kind="bytes"), None)
-    print(f"{'model':12} {'MiB':>8} {'one file':>10} {'save':>10} {'ratio':>7}")
+    print(f"{'model':12} {'MiB':>8} {'one file':>10} {'same files':>11} {'save':>10} {'ratios':>12}")
     for name, (n_layer, n_head, n_embd, repeats) in SHAPES.items():
         vocab_size = 50257 if n_embd == 768 else 1024
         shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "context_length": 256}
@@ -43,18 +49,22 @@ def main(folder):
         weights = {name: parameter.detach() for name, parameter in GPT(config).named_parameters()}
         moments = {f"{name}/{m}": torch.rand_like(w) for name, w in weights.items() for m in ("m", "v")}
         store = CheckpointStore(folder / name, keep=1)
-        plain, saves, size = [], [], 0
+        plain, same, saves, size = [], [], [], 0
         for step in range(1, repeats + 1):
             state = TrainingState(
                 step=step, tokens=step, config={}, data_digest="", tokenizer_digest="", environment={}
             )
             checkpoint = Checkpoint(step, weights, moments, state)
             saves.append(seconds(lambda save=checkpoint: store.save(save, config, tokenizer)))  # noqa: B023
-            data = b"".join(f.read_bytes() for f in store.path(step).rglob("*") if f.is_file())
+            files = [f.read_bytes() for f in store.path(step).rglob("*") if f.is_file()]
+            same.append(seconds(lambda files=files: write_all_plainly(folder, files)))
+            data = b"".join(files)
+            del files
             plain.append(seconds(lambda data=data: write_plainly(folder / "plain", data)))
             size = len(data)
-        one, save = min(plain), min(saves)
-        print(f"{name:12} {size / 2**20:8.1f} {one:10.3f} {save:10.3f} {save / one:7.2f}")
+        one, all_files, save = min(plain), min(same), min(saves)
+        times = f"{one:10.3f} {all_files:11.3f} {save:10.3f} {save / one:6.2f} {save / all_files:5.2f}"
+        print(f"{name:12} {size / 2**20:8.1f} {times}")
 
 
 if __name__ == "__main__":
