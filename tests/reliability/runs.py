@@ -325,7 +325,8 @@ def way(run, code, sent, twice, output):
     if code == 75:
         stopped = re.search(rf"^gptmini: stopped by {sent.name} after step (\d+); ", output, re.MULTILINE)
         assert stopped, output
-        assert steps[-1] == int(stopped[1]) == max(steps_done(run))
+        assert steps[-1:] == [int(stopped[1])], "not saved after that step"
+        assert steps[-1] == max(steps_done(run))
         return "saved"
     if code == 0 or STEPS in steps:
         assert STEPS in steps, output

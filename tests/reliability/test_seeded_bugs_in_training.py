@@ -18,7 +18,10 @@ resumes = partial(runs.check_resume_from_every_step, steps=6)
 resumes_past_the_best = partial(
     runs.check_resume_from_every_step,
     steps=6,
-    sections={"optim": {"lr": 1.0, "muon_lr": 1.0, "warmup_steps": 0}, "train": {"eval_interval": 1}},
+    sections={  # so high a rate that it gets worse
+        "optim": {"optimizer": "adamw", "lr": 3.0, "warmup_steps": 0, "schedule": "constant"},
+        "train": {"eval_interval": 1},
+    },
 )
 signals = partial(runs.check_signal_at_every_line, stride=1)
 power_loss = partial(runs.check_power_loss_of_runs, stride=1)
