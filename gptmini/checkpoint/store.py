@@ -235,24 +235,28 @@ class _Manifest(Section):
 
 
 def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """Fill the folder of a step, and read back all that was written; DamagedError if the disk changed it."""
+    """Fill the folder of a step, and read back all that was written; DamagedError if the disk changed it.
+
+    Takes as much memory as the matrices that GPT-2's files hold transposed; from a GPU, as all of the state.
+    """
     contents: dict[str, Mapping[str, Tensor] | bytes] = {
         "training/optimizer.safetensors": checkpoint.optimizer,  # the longest first
         **model_files(checkpoint.model, config, tokenizer),
         "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
     }
     durable.make_folder(folder / "training")
+    made = {name: list(_pieces(content)) for name, content in contents.items()}  # once for three uses
     with ThreadPoolExecutor(max_workers=2) as beside:  # sha256 is slower than a disk
-        summaries = {name: beside.submit(_sum_up, content) for name, content in contents.items()}
+        summaries = {name: beside.submit(_sum_up, pieces) for name, pieces in made.items()}
         read_back = []
-        for name, content in contents.items():
-            durable.create_file(folder / name, _pieces(content))
-            read_back.append(beside.submit(_read_back, folder / name, content))
+        for name, pieces in made.items():
+            durable.create_file(folder / name, pieces)
+            read_back.append(beside.submit(_read_back, folder / name, pieces))
         for reading in read_back:
             reading.result()
         manifest = _manifest_bytes({name: summary.result() for name, summary in summaries.items()})
     durable.create_file(folder / _MANIFEST, manifest)
-    _read_back(folder / _MANIFEST, manifest)
+    _read_back(folder / _MANIFEST, [manifest])
 
 
 def model_files(
@@ -268,20 +272,20 @@ def model_files(
     }
 
 
-def _sum_up(content: Mapping[str, Tensor] | bytes) -> _FileSummary:
+def _sum_up(pieces: Iterable[bytes | memoryview]) -> _FileSummary:
     """Size and sha256 of what is meant to be written."""
     digest, size = sha256(), 0
-    for piece in _pieces(content):
+    for piece in pieces:
         digest.update(piece)
         size += len(piece)
     return _FileSummary(size=size, sha256=digest.hexdigest())
 
 
-def _read_back(path: Path, content: Mapping[str, Tensor] | bytes) -> None:
+def _read_back(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Raise DamagedError where the disk does not give back what was written to it."""
     found = bytearray(2**20)  # small enough for the processor's cache
     with open(path, "rb") as file:
-        for piece in _pieces(content):
+        for piece in pieces:
             for start in range(0, len(piece), len(found)):
                 part = memoryview(piece)[start : start + len(found)]
                 if file.readinto(memoryview(found)[: len(part)]) != len(part) or found[: len(part)] != part:
