@@ -6,6 +6,7 @@ import torch
 from gptmini.config import GPTConfig, OptimConfig
 from gptmini.model import GPT
 from gptmini.training.optim import (
+    AdamW,
     Muon,
     build_optimizers,
     learning_rate_factor,
@@ -25,7 +26,7 @@ def train_steps(model, optimizers, steps):
         model(tokens).square().mean().backward()
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        model.zero_grad()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -50,12 +51,27 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
     }
 
 
-def test_muon_agrees_with_torch_muon():
+def test_adamw_is_torch_adamw_to_the_bit():
+    torch.manual_seed(0)
+    ours, theirs = GPT(TINY), GPT(TINY)
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimConfig(lr=0.01, weight_decay=0.1, betas=(0.9, 0.99))
+    vectors = [p for p in theirs.parameters() if p.dim() < 2]
+    matrices = [p for p in theirs.parameters() if p.dim() >= 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    train_steps(ours, build_optimizers(ours, config), 5)
+    train_steps(theirs, [torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.99), fused=True)], 5)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_agrees_with_torch_muon(dtype):
     torch.manual_seed(0)
     shapes = [(16, 48), (48, 16), (16, 16), (16, 48)]
     ours = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    a = Muon(ours, lr=0.02, weight_decay=0.1)
+    a = Muon([(ours, 0.1)], lr=0.02, momentum=0.95, dtype=dtype)
     b = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
     for _ in range(5):
         for p, q in zip(ours, theirs, strict=True):
@@ -123,8 +139,7 @@ def test_wsd_stays_at_the_peak_for_four_fifths():
 
 
 def test_setting_the_rate_twice_does_not_compound():
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.AdamW([parameter], lr=0.5)
+    optimizer = AdamW([([torch.nn.Parameter(torch.zeros(2))], 0.0)], lr=0.5, betas=(0.9, 0.95))
     set_learning_rate([optimizer], 0.5)
     set_learning_rate([optimizer], 0.5)
     assert optimizer.param_groups[0]["lr"] == 0.25

@@ -1,34 +1,38 @@
 """Parameter groups, AdamW, Muon, and the learning rate as a function of the step."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from gptmini.config import OptimConfig
 
+Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their weight decay
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+) -> list["Optimizer"]:
     """The optimizers of `config` over the model's parameters, each parameter in exactly one.
 
-    AdamW (Loshchilov & Hutter, 2019) decays matrices, not vectors (biases, LayerNorm). Muon takes the
-    matrices inside the blocks; embeddings, whose rows are looked up rather than multiplied, stay with AdamW.
+    Matrices decay, vectors (biases, LayerNorm) do not. Muon takes the matrices inside the blocks; embeddings,
+    whose rows are looked up rather than multiplied, stay with AdamW. `dtype` is the number format in which
+    this hardware multiplies matrices fastest.
     """
-    muon = [
-        p for name, p in model.named_parameters() if config.optimizer == "muon" and _is_block_matrix(name, p)
-    ]
-    rest = [p for p in model.parameters() if not any(p is m for m in muon)]
+    named = list(model.named_parameters())
+    muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
+    rest = [p for _, p in named if not any(p is m for m in muon)]
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ([p for p in rest if p.dim() >= 2], config.weight_decay),
+        ([p for p in rest if p.dim() < 2], 0.0),
     ]
-    # fused: one kernel for all parameters instead of several a parameter
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
-    ]
+    optimizers: list[Optimizer] = [AdamW(groups, config.lr, config.betas)]
     if muon:
-        optimizers.append(Muon(muon, config.muon_lr, config.weight_decay, config.muon_momentum))
+        optimizers.append(Muon([(muon, config.weight_decay)], config.muon_lr, config.muon_momentum, dtype))
     return optimizers
 
 
@@ -36,44 +40,109 @@ def _is_block_matrix(name: str, parameter: Tensor) -> bool:
     return "blocks." in name and parameter.dim() == 2
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer(ABC):
+    """Parameter groups, and a state of named tensors for each parameter, laid out as in torch.optim.
+
+    (torch.optim's own base class imports the front end of torch.compile, which takes longer than many a
+    first training step.)
+    """
+
+    def __init__(self, groups: Groups, lr: float) -> None:
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": params, "weight_decay": weight_decay, "lr": lr, "peak_lr": lr}
+            for params, weight_decay in groups
+            if params
+        ]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update from the parameters' gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p not in self.state:
+                    self.state[p] = self.initial_state(p)
+            self.update(group["params"], group["lr"], group["weight_decay"])
+
+    @abstractmethod
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is remembered of a parameter before its first update."""
+
+    @abstractmethod
+    def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        """Move the parameters of one group."""
+
+
+class AdamW(Optimizer):
+    """AdamW (Loshchilov & Hutter, 2019), by torch's fused kernel: one pass over a group, not several.
+
+    betas are the averaging rates of the gradient and of its square.
+    """
+
+    def __init__(self, groups: Groups, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, lr)
+        self.betas = betas
+
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The step count, and the averages of the gradient and of its square."""
+        return {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        """Move the parameters of one group."""
+        states = [self.state[p] for p in parameters]
+        adamw(
+            list(parameters),
+            _gradients(parameters),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+class Muon(Optimizer):
     """Momentum whose update is orthogonalised: every direction of a matrix moves equally far.
 
     Muon (Jordan et al., 2024), as `torch.optim.Muon` computes it, with two differences that make it fast at
-    these sizes: matrices of one shape go through Newton-Schulz together, and in float32 where the hardware
+    these sizes: matrices of one shape go through Newton-Schulz together, and in `dtype`, for hardware that
     has no fast bfloat16 product (torch's always rounds to bfloat16). The tests hold it to torch's result.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, groups: Groups, lr: float, momentum: float, dtype: torch.dtype) -> None:
+        super().__init__(groups, lr)
+        self.momentum, self.dtype = momentum, dtype
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are for line searches
-        """One update from the parameters' gradients."""
-        for group in self.param_groups:
-            for parameters in _by_shape(group["params"]):
-                self._update(parameters, group["lr"], group["weight_decay"], group["momentum"])
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The average of the gradient."""
+        return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def _update(self, parameters: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
-        """Move parameters of one shape, all at once."""
-        updates = []
-        for p in parameters:
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            buffer = state["momentum_buffer"]
-            assert p.grad is not None
-            buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(p.grad.lerp(buffer, momentum))  # Nesterov: look one step ahead
-        rows, columns = parameters[0].shape
-        scale = math.sqrt(max(1.0, rows / columns))
-        for p, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
-            p.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * scale)
+    def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        """Move the parameters of one group, all that share a shape at once."""
+        for same in _by_shape(parameters):
+            gradients = _gradients(same)
+            buffers = [self.state[p]["momentum_buffer"] for p in same]
+            torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
+            updates = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov: look one step ahead
+            rows, columns = same[0].shape
+            scale = math.sqrt(max(1.0, rows / columns))
+            moves = orthogonalize(torch.stack(updates), self.dtype)
+            torch._foreach_mul_(same, 1 - lr * weight_decay)
+            torch._foreach_add_(same, list(moves), alpha=-lr * scale)
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """Each of (N, rows, columns) with its singular values moved near 1, by Newton-Schulz iterations.
 
     The quintic's coefficients are Muon's: steepest at zero, so that small singular values rise in few steps;
@@ -86,14 +155,17 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     tensor([0.7000, 0.7000])
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if matrices.is_cuda else matrices  # (N, rows, columns)
-    wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT  # the shorter side first: x x^T is the smaller product
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT  # the shorter side first: x x^T is the smaller product
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)  # (N, shorter, longer)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]  # every parameter of a GPT has one
 
 
 def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -125,14 +197,14 @@ def learning_rate_factor(config: OptimConfig, step: int, max_steps: int) -> floa
     return 1 - (1 - config.min_lr_ratio) * fall
 
 
-def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
     """Give every parameter group `factor` times its peak rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+            group["lr"] = factor * group["peak_lr"]
 
 
-def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """All optimizer state as tensors named `<parameter>/<quantity>`, such as `ln_f.weight/exp_avg`.
 
     In the model's order, not in that of the first update, which a resumed run does not make again.
@@ -148,7 +220,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimiz
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+    model: nn.Module, optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` took. Raises ValueError where it is not exactly that."""
     names = {parameter: name for name, parameter in model.named_parameters()}

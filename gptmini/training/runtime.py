@@ -31,6 +31,11 @@ class Runtime:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The number format of the fastest matrix product that is good enough for Muon."""
+        return torch.float32 if self.precision == "fp32" and self.device.type == "cpu" else torch.bfloat16
+
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         """A CPU tensor on the run's device; to CUDA without waiting for the copy."""
         if self.device.type == "cuda":

@@ -78,7 +78,7 @@ class Trainer:
     ) -> None:
         self.config, self.runtime, self.data, self.store = config, runtime, data, store
         self.model = model.to(runtime.device).train()
-        self.optimizers = build_optimizers(self.model, config.optim)
+        self.optimizers = build_optimizers(self.model, config.optim, runtime.product_dtype)
         self.scaler = runtime.grad_scaler()
         self.windows = Windows(data.train, config.model.context_length, config.train.seed)
         self.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
@@ -132,14 +132,14 @@ class Trainer:
             loss += micro_loss.detach()
             text_bytes += self.data.count_bytes(targets)
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
         limit = self.config.optim.grad_clip or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.stop_if_diverged(loss.item(), grad_norm.item(), starts)
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad()
+            self.scaler.step(optimizer)  # type: ignore[arg-type]  # it calls step only
         self.scaler.update()
+        self.model.zero_grad()
         bits = bits_per_byte(loss.item() * self.tokens_per_step, text_bytes)
         return StepResult(loss.item(), bits, grad_norm.item(), time.perf_counter() - started)
 
