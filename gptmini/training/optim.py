@@ -129,17 +129,18 @@ class Muon(Optimizer):
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
     def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
-        """Move the parameters of one group, all that share a shape at once."""
+        """Move the parameters of one group, all that share a shape, or its transpose, at once."""
         for same in _by_shape(parameters):
             gradients = _gradients(same)
             buffers = [self.state[p]["momentum_buffer"] for p in same]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov: look one step ahead
-            rows, columns = same[0].shape
-            scale = math.sqrt(max(1.0, rows / columns))
-            moves = orthogonalize(torch.stack(updates), self.dtype)
+            moves = orthogonalize(torch.stack([_wide(u) for u in updates]), self.dtype)
             torch._foreach_mul_(same, 1 - lr * weight_decay)
-            torch._foreach_add_(same, list(moves), alpha=-lr * scale)
+            for p, move in zip(same, moves, strict=True):
+                rows, columns = p.shape
+                scale = math.sqrt(max(1.0, rows / columns))
+                p.add_(move if rows <= columns else move.mT, alpha=-lr * scale)
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -155,13 +156,16 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: i
     tensor([0.7000, 0.7000])
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else matrices.mT  # the shorter side first: x x^T is the smaller product
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)  # (N, shorter, longer)
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = x.to(dtype)
     for _ in range(steps):
-        gram = x @ x.mT
+        gram = x @ x.mT  # (N, rows, rows): cheapest where rows are the shorter side
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).to(matrices.dtype)
+    return x.to(matrices.dtype)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -171,7 +175,7 @@ def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
     groups: dict[torch.Size, list[Tensor]] = {}
     for p in parameters:
-        groups.setdefault(p.shape, []).append(p)
+        groups.setdefault(_wide(p).shape, []).append(p)
     return list(groups.values())
 
 
