@@ -1,131 +1,34 @@
-"""Measurements, side by side in one run: `python scripts/bench.py generate`.
+"""Measurements, side by side in one run: `python scripts/bench.py train | generate | prepare`."""
 
-Each number is the median of several rounds, and a round takes all contenders in turn, so that what else the
-machine does disturbs all alike. Ratios are medians of each round's own ratio.
-"""
-
-import copy
-import itertools
+import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
-import torch
+from benchmarks.generate import bench_generate
 from benchmarks.prepare import bench_prepare
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
-
-from gptmini.checkpoint.gpt2_files import to_gpt2
-from gptmini.config import GPTConfig
-from gptmini.cpu_linear import speed_up
-from gptmini.generate import generate, generate_tokens
-from gptmini.model import GPT
-from gptmini.sampling import Sampling
-
-ROUNDS = 3
-PROMPT, NEW, LONG_PROMPT = 32, 128, 1000
-GPT2_124M = GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024, vocab_size=50257)
+from benchmarks.train import TABLES, bench_train
 
 
-def bench_generate() -> None:
-    """Tokens per second against transformers and against the memory, on random GPT-2 124M weights."""
-    torch.manual_seed(0)
-    model = GPT(GPT2_124M).eval()
-    models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
-    models["transformers bf16"] = copy.deepcopy(models["transformers"]).bfloat16()
-    for weights in ("fp32", "bf16", "int8"):
-        models[weights] = speed_up(copy.deepcopy(model), weights)
-    cpu = torch.backends.cpu.get_cpu_capability()
-    print(f"{torch.get_num_threads()} threads, {cpu}, torch {torch.__version__}, {ROUNDS} rounds")
-    bandwidth = read_bandwidth()
-    numbers = sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
-    bounds = {name: bandwidth / (size * numbers) for name, size in {"fp32": 4, "bf16": 2, "int8": 1}.items()}
-    print(f"memory gives {bandwidth / 1e9:.1f} GB/s; {numbers / 1e6:.0f} M weights are read for each token")
-
-    for batch in (1, 16):
-        print(f"\nbatch {batch}, {PROMPT}-token prompt, {NEW} new tokens, greedy")
-        tokens = torch.randint(50257, (batch, PROMPT))
-        names = list(models) if batch == 1 else ["transformers", "fp32", "bf16"]
-        rounds = in_turn({name: generation(models[name], tokens, NEW) for name in names})
-        for name, seconds in rounds.items():
-            speed = batch * NEW / median(seconds)
-            line = f"  {name:18}{speed:8.1f} tokens/s   {times_faster(rounds, name)}"
-            if batch == 1 and name in bounds:
-                line += f", {speed / bounds[name]:.0%} of the memory's bound of {bounds[name]:.0f}"
-            print(line)
-
-    print(f"\nfirst token of a {LONG_PROMPT}-token prompt")
-    tokens = torch.randint(50257, (1, LONG_PROMPT))
-    rounds = in_turn({name: generation(m, tokens, 1) for name, m in models.items()})
-    for name, seconds in rounds.items():
-        print(f"  {name:18}{median(seconds) * 1e3:8.0f} ms         {times_faster(rounds, name)}")
-
-    print("\ncost per token as the text grows to the whole context, batch 1")
-    tokens = torch.randint(50257, (1, PROMPT))
-    for name in ("fp32", "bf16"):
-        seconds = token_seconds(models[name], tokens, GPT2_124M.context_length - PROMPT)
-        first, last = median(seconds[1:65]), median(seconds[-64:])
-        print(
-            f"  {name:18}first 64 {first * 1e3:.1f} ms, last 64 {last * 1e3:.1f} ms, ratio {last / first:.2f}"
-        )
-
-
-def transformers_twin(model: GPT) -> GPT2LMHeadModel:
-    """transformers' GPT-2 with the same weights."""
-    c = model.config
-    shape = {"vocab_size": c.vocab_size, "n_positions": c.context_length, "n_embd": c.n_embd}
-    twin = GPT2LMHeadModel(GPT2Config(**shape, n_layer=c.n_layer, n_head=c.n_head, eos_token_id=None))
-    twin.load_state_dict(to_gpt2(model.state_dict(), c), strict=False)
-    return twin.eval()
-
-
-def generation(model: GPT | GPT2LMHeadModel, tokens: Tensor, n: int) -> Callable[[], Tensor]:
-    """Greedy generation of n tokens, by the model's own library."""
-    if isinstance(model, GPT):
-        return lambda: generate(model, tokens, max_new_tokens=n, temperature=0.0)
-    options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
-    return torch.inference_mode()(lambda: model.generate(tokens, max_new_tokens=n, **options))
-
-
-def in_turn(tasks: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
-    """Seconds that each task takes in each round; one more round goes before, to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(1 + ROUNDS):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: rounds[1:] for name, rounds in seconds.items()}
-
-
-def times_faster(rounds: dict[str, list[float]], name: str) -> str:
-    """How many times faster than the first of the contenders."""
-    first = next(iter(rounds))
-    ratio = median([a / b for a, b in zip(rounds[first], rounds[name], strict=True)])
-    return f"{ratio:.2f} x {first}"
-
-
-def token_seconds(model: GPT, tokens: Tensor, n: int) -> list[float]:
-    """Seconds that each of n new tokens takes."""
-    times = [time.perf_counter()]
-    for _ in generate_tokens(model, tokens.tolist(), Sampling(temperature=0.0), max_new_tokens=n):
-        times.append(time.perf_counter())
-    return [b - a for a, b in itertools.pairwise(times)]
-
-
-def read_bandwidth() -> float:
-    """Bytes per second at which 1 GiB is read, by the faster of two plain readers in its best round."""
-    memory = torch.ones(2**16, 2**12)
-    rounds = in_turn({"sum": memory.sum, "product": lambda: memory.mv(memory[0])})
-    return memory.nbytes / min(map(min, rounds.values()))
+def main() -> None:
+    """Run one bench."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    benches = parser.add_subparsers(dest="bench", required=True)
+    train = benches.add_parser("train", help="time to a loss, tokens per second, share of the ceilings")
+    train.add_argument(
+        "--peer-nanogpt", type=Path, metavar="PATH", help="a nanoGPT checkout to measure beside"
+    )
+    train.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default 3)")
+    train.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="these tables only")
+    benches.add_parser("generate", help="tokens per second against transformers and the memory")
+    benches.add_parser("prepare", help="bytes per second and memory of tokenizing a gigabyte")
+    options = parser.parse_args()
+    if options.bench == "train":
+        bench_train(options.peer_nanogpt, options.rounds, options.only)
+    else:
+        {"generate": bench_generate, "prepare": bench_prepare}[options.bench]()
 
 
 if __name__ == "__main__":
-    commands = {"generate": bench_generate, "prepare": bench_prepare}
-    if len(sys.argv) != 2 or sys.argv[1] not in commands:
-        sys.exit(f"usage: python scripts/bench.py {'|'.join(commands)}")
-    commands[sys.argv[1]]()
+    main()
