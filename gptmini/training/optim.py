@@ -236,11 +236,8 @@ def load_optimizer_tensors(
         for group in optimizer.param_groups:
             for p in group["params"]:
                 state = states.pop(names[p], {})
-                kept = (
-                    {"momentum_buffer"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
-                )
-                shapes = {quantity: () if quantity == "step" else p.shape for quantity in kept}
-                if shapes != {quantity: tuple(value.shape) for quantity, value in state.items()}:
+                shapes = {quantity: value.shape for quantity, value in optimizer.initial_state(p).items()}
+                if shapes != {quantity: value.shape for quantity, value in state.items()}:
                     raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
                 optimizer.state[p] = {quantity: value.to(p.device) for quantity, value in state.items()}
     if states:

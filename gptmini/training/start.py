@@ -14,7 +14,7 @@ from gptmini.data.token_file import TokenData, prepare
 from gptmini.data.tokenizer import Tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.model import GPT
-from gptmini.training.optim import load_optimizer_tensors
+from gptmini.training.optim import Optimizer, load_optimizer_tensors
 
 
 def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
@@ -152,7 +152,7 @@ def check_resumable(
     return "resumed, but not bit for bit, because " + "; ".join(reasons) if reasons else None
 
 
-def put_back(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def put_back(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Weights and optimizer state of a checkpoint; DamagedError where they are not those of this model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

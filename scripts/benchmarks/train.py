@@ -232,7 +232,7 @@ def cost_of_corpus() -> None:
             speeds = [line["tokens_per_second"] for line in metrics(out) if line["split"] == "train"]
             speed = statistics.median(speeds)
             print(
-                f"  {megabytes:5,} MB: {speed:8,.0f} tokens/s, preparation and training took {peak / 1024:,.0f} MiB"
+                f"  {megabytes:5,} MB: {speed:8,.0f} tokens/s, preparation included in {peak / 1024:,.0f} MiB"
             )
 
 

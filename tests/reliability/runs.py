@@ -37,7 +37,7 @@ from gptmini.checkpoint.store import CheckpointStore, verify
 from gptmini.config import Config
 from gptmini.data.token_file import Windows
 from gptmini.errors import DivergedError
-from gptmini.training import start, trainer
+from gptmini.training import optim, start, trainer
 
 ROOT = Path(__file__).parent.parent.parent
 TIMES = ("tokens_per_second", "elapsed_seconds")
@@ -419,8 +419,8 @@ def check_divergence(folder):
 
 def count_updates(patch):
     """A list that grows by one at each of AdamW's updates, of which a step makes one."""
-    real, updates = torch.optim.AdamW.step, []
-    patch.setattr(torch.optim.AdamW, "step", lambda self: updates.append(1) or real(self))
+    real, updates = optim.AdamW.step, []
+    patch.setattr(optim.AdamW, "step", lambda self: updates.append(1) or real(self))
     return updates
 
 

@@ -125,7 +125,7 @@ BUGS = [
         "the peak of the learning rate is taken from the rate of the moment",
         resumes,
         optim,
-        'group["lr"] = factor * group.setdefault("peak_lr", group["lr"])',
+        'group["lr"] = factor * group["peak_lr"]',
         'group["lr"] = factor * group["lr"]',
     ),
     (
@@ -176,11 +176,9 @@ BUGS = [
         trainer,
         "        self.stop_if_diverged(loss.item(), grad_norm.item(), starts)\n"
         "        for optimizer in self.optimizers:\n"
-        "            self.scaler.step(optimizer)\n"
-        "            optimizer.zero_grad()\n",
+        "            self.scaler.step(optimizer)  # type: ignore[arg-type]  # it calls step only\n",
         "        for optimizer in self.optimizers:\n"
         "            self.scaler.step(optimizer)\n"
-        "            optimizer.zero_grad()\n"
         "        self.stop_if_diverged(loss.item(), grad_norm.item(), starts)\n",
     ),
     (
