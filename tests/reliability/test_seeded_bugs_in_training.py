@@ -103,17 +103,6 @@ BUGS = [
         '{q: value * (0 if q == "step" else 1) for q, value in state.items()}',
     ),
     (
-        "the optimizer's state is saved in the order of the first update",
-        resumes,
-        optim,
-        "        for name, parameter in model.named_parameters()\n"
-        "        for quantity, value in states.get(parameter, {}).items()\n",
-        "        for parameter, state in states.items()\n"
-        "        for name, other in model.named_parameters()\n"
-        "        if other is parameter\n"
-        "        for quantity, value in state.items()\n",
-    ),
-    (
         "the learning rate warms up again at a resume",
         resumes,
         trainer,
