@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test check reliability clean
+.PHONY: demo test bench check reliability clean
 
 demo: .venv/installed            ## train the default config, then generate from it
 	$(BIN)/gptmini train configs/python_docs.yaml --resume
@@ -12,6 +12,10 @@ test: .venv/installed-dev        ## run the tests
 
 reliability: .venv/installed-dev  ## run the long reliability proofs
 	$(BIN)/python -m pytest tests/reliability tests/test_config.py tests/test_cli.py tests/test_tokenizer.py --long -s
+
+bench: .venv/installed-dev       ## measure training and generation (half an hour; docs/results.md)
+	$(BIN)/python scripts/bench.py train
+	$(BIN)/python scripts/bench.py generate
 
 check: .venv/installed-dev       ## style and types
 	$(BIN)/ruff check .
