@@ -274,6 +274,7 @@ def _prepare(words: Sequence[str]) -> None:
 
 def _generate(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("generate", words, GenerateOptions)
+    weights = _weights(options)
     prompt = _read_prompt(options)
     from gptmini.checkpoint.store import load
     from gptmini.cpu_linear import speed_up
@@ -284,7 +285,7 @@ def _generate(words: Sequence[str]) -> None:
     model, tokenizer = load(checkpoint, str(find_device(options.device)))
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so there are no texts to read or write with it")
-    model = speed_up(model, options.quantize or options.precision)
+    model = speed_up(model, weights)
     fields = options.model_dump(include={"max_new_tokens", "stop", "seed", *SamplingOptions.model_fields})
     if options.interactive:
         Session(model, tokenizer, prompt, **fields).run()
@@ -319,6 +320,7 @@ def _read_prompt(options: GenerateOptions) -> str:
 
 def _evaluate(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("evaluate", words, EvaluateOptions)
+    weights = _weights(options)
     from gptmini.checkpoint.store import load
     from gptmini.config import RuntimeConfig
     from gptmini.cpu_linear import speed_up
@@ -351,7 +353,6 @@ def _evaluate(words: Sequence[str]) -> None:
     def measure() -> "Windows":
         return evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=options.batch_size)
 
-    weights = options.quantize or options.precision
     exact = found = measure()
     if weights != "fp32":
         model = speed_up(model, weights)
@@ -404,6 +405,14 @@ def _import_nanogpt(words: Sequence[str]) -> None:
         lines.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
     save_gpt2_folder(Path(places[1]), imported.model, tokenizer)
     print("\n".join([f"{places[1]}: written", *lines]))
+
+
+def _weights(options: GenerateOptions | EvaluateOptions) -> Literal["fp32", "bf16", "int8"]:
+    if options.quantize and options.precision != "fp32":
+        raise UserError(
+            f"--quantize {options.quantize} and --precision {options.precision}: give one of them"
+        )
+    return options.quantize or options.precision
 
 
 def _run_config(checkpoint: str) -> Config:

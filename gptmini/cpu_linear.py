@@ -80,8 +80,8 @@ class SharedLinear(nn.Module):
         """(.., in) to (.., out)."""
         rows = x.reshape(-1, x.shape[-1])
         y = self._multiply(rows).view(self.parts, len(rows), -1)
-        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1).float()
-        return y if self.bias is None else y + self.bias
+        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return y.float() if self.bias is None else y + self.bias  # float32, as the bias is
 
 
 class FloatLinear(SharedLinear):

@@ -318,7 +318,7 @@ def _check(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, se
         if len(prompt) > context_length:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens, but the model's context is {context_length}: shorten "
-                "it, or keep its end only (truncate_prompt)"
+                "it, or keep its end only (--truncate-prompt left; truncate_prompt=True)"
             )
         for token in (min(prompt), max(prompt)):
             if not 0 <= token < vocab_size:

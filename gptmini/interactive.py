@@ -9,7 +9,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from gptmini.config import parse_yaml, validate
+from gptmini.config import parse_yaml, show, validate
 from gptmini.data.tokenizer import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generate import encode_prompt, generate_tokens
@@ -125,7 +125,8 @@ class Session:
             case "speed", ("on" | "off",):
                 self.show_speed = words[0] == "on"
             case "options", ():
-                self.write("".join(f"{key} = {value}\n" for key, value in self.options.model_dump().items()))
+                for key, value in self.options.model_dump().items():
+                    self.write(f"{key} = {show(value)}\n")
             case "set", (key, value):
                 changed = {**self.options.model_dump(), key.replace("-", "_"): parse_yaml(value)}
                 self.options = validate(SamplingOptions, changed, "/set")

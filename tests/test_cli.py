@@ -368,6 +368,7 @@ MISTAKES = {
     "import-nanogpt ckpt.pt out --force": "unknown option --force",
     "import-nanogpt nowhere.pt out": "nowhere.pt: no such file",
     "generate x --prompt a --prompt-file b": "both given",
+    "generate x --quantize int8 --precision bf16": "give one of them",
     "generate x --prompt-file nowhere.txt": "nowhere.txt: cannot be read",
 }
 

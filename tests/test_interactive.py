@@ -118,6 +118,7 @@ def test_options_can_be_changed_and_shown(session, screen):
     session.answer("/options")
     assert session.options == SamplingOptions(temperature=0.25, top_k=7)
     assert "temperature = 0.25\n" in "".join(screen)
+    assert "min_p = null\n" in "".join(screen)
     session.answer("/set top_k null")
     assert session.options.top_k is None
 
