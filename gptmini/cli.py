@@ -58,12 +58,15 @@ gptmini prepare [CONFIG.yaml] [--section.key VALUE ...] [--stats] | --list
 gptmini evaluate CHECKPOINT [--corpus PATH ...]
 gptmini export CHECKPOINT --format gguf [--numbers float32 | float16 | q8_0] [--output FILE]
 gptmini import-nanogpt CKPT.pt OUT
+gptmini report RUN [RUN ...] [--output FILE.html]
+gptmini configs [NAME]
 gptmini completion bash | zsh | fish
 
 gptmini COMMAND --help lists all options of a command; gptmini train CONFIG.yaml --help shows the
 values of that file as defaults. CHECKPOINT is a run folder (its best checkpoint), one step's folder
-or any Hugging Face GPT-2 directory. completion prints a script that teaches your shell the commands
-and options; for bash: eval "$(gptmini completion bash)"."""
+or any Hugging Face GPT-2 directory. configs lists the configs to start from, or prints one, to save
+and to change: gptmini configs my_text > mine.yaml. completion prints a script that teaches your
+shell the commands and options; for bash: eval "$(gptmini completion bash)"."""
 
 
 class Switches(Section):
@@ -152,6 +155,13 @@ class ImportNanogptOptions(Section):
     """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
 
 
+class ReportOptions(Section):
+    """Show runs on one HTML page: curves, samples, surprising texts, config."""
+
+    output: PathText = Field("report.html", description="The file to write; replaced where it exists.")
+    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+
+
 _SCHEMAS: dict[str, type[Section]] = {
     "train": TrainOptions,
     "generate": GenerateOptions,
@@ -159,8 +169,12 @@ _SCHEMAS: dict[str, type[Section]] = {
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
     "import-nanogpt": ImportNanogptOptions,
+    "report": ReportOptions,
 }
-_PLACES = {"import-nanogpt": "CKPT.pt OUT"}  # what stands after the other commands is a CHECKPOINT
+_PLACES = {
+    "import-nanogpt": "CKPT.pt OUT",
+    "report": "RUN [RUN ...]",
+}  # what stands after the other commands is a CHECKPOINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,6 +204,8 @@ def _run(command: str = "--help", *words: str) -> None:
         "evaluate": _evaluate,
         "export": _export,
         "import-nanogpt": _import_nanogpt,
+        "report": _report,
+        "configs": _configs,
         "completion": _completion,
     }
     if command in ("--help", "-h", "help"):
@@ -413,6 +429,32 @@ def _weights(options: GenerateOptions | EvaluateOptions) -> Literal["fp32", "bf1
             f"--quantize {options.quantize} and --precision {options.precision}: give one of them"
         )
     return options.quantize or options.precision
+
+
+def _report(words: Sequence[str]) -> None:
+    places, values = read_options(words, keys(ReportOptions))
+    options = validate(ReportOptions, values, "command line", values)
+    if not places:
+        raise UserError("gptmini report takes one or more run folders, and none was given")
+    from gptmini.report.page import write_report
+
+    notes = write_report(places, Path(options.output), options.device)
+    print("\n".join([f"{options.output}: written", *notes]))
+
+
+def _configs(words: Sequence[str]) -> None:
+    inside, beside = Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"
+    folder = inside if inside.is_dir() else beside  # in an installed package, in a checkout
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
+    if len(words) > 1:
+        raise UserError(f"gptmini configs takes one NAME, not {len(words)}: {' '.join(words)}")
+    if words and words[0] not in texts:
+        raise UserError(f"no config is called {words[0]}{did_you_mean(words[0], texts)}; see gptmini configs")
+    if words:
+        print(texts[words[0]], end="")
+        return
+    for name, text in texts.items():
+        print(f"{name:20} {text.partition('# Purpose:')[2].partition(chr(10))[0].strip()}")
 
 
 def _run_config(checkpoint: str) -> Config:

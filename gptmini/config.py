@@ -202,6 +202,9 @@ class TrainConfig(Section):
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept, besides the best.")
     log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), strict=False, description="Where the figures of metrics.jsonl go as well."
+    )
     init_from: PathText | None = Field(
         None,
         description="A checkpoint, a GPT-2 folder or a name on the Hugging Face Hub to start from, tokenizer "

@@ -189,7 +189,7 @@ def test_help_shows_every_key_with_the_default_of_the_file(config_file, capsys, 
         assert node["description"] in described
 
 
-@pytest.mark.parametrize("command", ["generate", "prepare", "evaluate", "export", "import-nanogpt"])
+@pytest.mark.parametrize("command", ["generate", "prepare", "evaluate", "export", "import-nanogpt", "report"])
 def test_help_of_a_command_shows_its_options(command, capsys):
     assert main([command, "--help"]) == 0
     output = capsys.readouterr().out
@@ -366,6 +366,10 @@ MISTAKES = {
     "export x --format onnx": "--format = 'onnx': needs gguf",
     "import-nanogpt ckpt.pt": "takes CKPT.pt and OUT, and 1 words were given",
     "import-nanogpt ckpt.pt out --force": "unknown option --force",
+    "configs python_doc": "no config is called python_doc; did you mean python_docs?",
+    "configs a b": "takes one NAME, not 2",
+    "report": "takes one or more run folders",
+    "report nowhere": "nowhere: not a run folder",
     "import-nanogpt nowhere.pt out": "nowhere.pt: no such file",
     "generate x --prompt a --prompt-file b": "both given",
     "generate x --quantize int8 --precision bf16": "give one of them",
@@ -452,6 +456,14 @@ def test_a_checkpoint_of_a_later_version_exits_2(run, capsys):
     body = manifest.read_bytes().replace(b'"format_version": 1', b'"format_version": 2')
     manifest.write_bytes(_seal(body[: -len(_seal(b""))]))
     assert "format version 2 is not known" in fails(capsys, "generate", step)
+
+
+def test_the_configs_are_listed_and_printed(capsys):
+    names = [path.stem for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    assert main(["configs"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+    assert main(["configs", "my_text"]) == 0
+    assert capsys.readouterr().out == (ROOT / "configs" / "my_text.yaml").read_text(encoding="utf-8")
 
 
 def test_the_version_is_the_packages(capsys):

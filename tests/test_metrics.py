@@ -1,4 +1,5 @@
 import json
+import sys
 
 from gptmini.training.metrics import Metrics, read_metrics
 
@@ -55,3 +56,30 @@ def test_without_a_terminal_plain_lines_are_printed(tmp_path, capsys):
 def test_quiet_prints_nothing(tmp_path, capsys):
     log_steps(tmp_path / "metrics.jsonl", [1])
     assert capsys.readouterr() == ("", "")
+
+
+def test_samples_are_kept_and_those_past_the_resumed_step_are_dropped(tmp_path):
+    def write(steps, first_step):
+        with Metrics(tmp_path / "metrics.jsonl", first_step, 10, 100, quiet=True) as metrics:
+            for step in steps:
+                metrics.sample(step, f"née\n{step}")
+
+    write([1, 2, 3], first_step=0)
+    write([3], first_step=2)
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": n, "text": f"née\n{n}"} for n in (1, 2, 3)]
+
+
+def test_on_a_terminal_one_line_tells_loss_validation_speed_and_time_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Metrics(tmp_path / "metrics.jsonl", 0, 10, 100, quiet=False) as metrics:
+        metrics.log(1, "val", 3.0, 1.5)
+        for step in (1, 2):
+            metrics.count_step(0.5)
+            metrics.log(step, "train", 2.0, 1.0, lr=0.1, grad_norm=1.0)
+    out, err = capsys.readouterr()
+    assert "step  1/10  val    loss 3.0000" in out
+    assert "\x1b[3" not in err  # no colours, whatever NO_COLOR says
+    last = err.split("\r")[-1]
+    for part in ("step 2/10 |", " left", "loss 2.0000, val 3.0000, 200 tokens/s"):
+        assert part in last

@@ -11,6 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from gptmini.checkpoint.durable import LineFile, keep_lines
+from gptmini.config import Config
+from gptmini.training.trackers import Trackers
 
 
 class Metrics:
@@ -19,10 +21,17 @@ class Metrics:
     def __init__(
         self, path: Path, first_step: int, max_steps: int, tokens_per_step: int, quiet: bool
     ) -> None:
-        """Open `path` to go on after `first_step`; later lines and a last one torn by a crash are dropped."""
-        keep_lines(path, lambda line: _step_of(line) <= first_step)
+        """Open `path`, and samples.jsonl beside it, to go on after `first_step`.
+
+        Later lines and a last one torn by a crash are dropped.
+        """
+        samples = path.with_name("samples.jsonl")
+        for file in (path, samples):
+            keep_lines(file, lambda line: _step_of(line) <= first_step)
         earlier = list(read_metrics(path))
-        self._lines = LineFile(path)
+        self._lines, self._samples = LineFile(path), LineFile(samples)
+        self._trackers: Trackers | None = None
+        self._val_loss = next((line["loss"] for line in reversed(earlier) if line["split"] == "val"), None)
         self._max_steps = max_steps
         self._tokens_per_step = tokens_per_step
         self._quiet = quiet
@@ -33,6 +42,7 @@ class Metrics:
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
+            bar_format="step {n_fmt}/{total_fmt} |{bar:20}| {elapsed}, {remaining} left{postfix}",
             disable=quiet or not sys.stderr.isatty(),
         )
 
@@ -71,14 +81,28 @@ class Metrics:
             "elapsed_seconds": round(time.perf_counter() - self._started, 3),
         }
         self._lines.append(json.dumps(line))
+        if self._trackers is not None:
+            self._trackers.log(step, split, line)
         speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
         if split == "train":
             self._steps, self._seconds = 0, 0.0
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
+            val = "" if self._val_loss is None else f", val {self._val_loss:.4f}"
+            self._bar.set_postfix_str(f"loss {loss:.4f}{val}, {speed}", refresh=False)
+        else:
+            self._val_loss = loss
         if split != "train" or self._bar.disable:
             width = len(str(self._max_steps))
             text = f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
             self.say(f"{text}  {bits_per_byte:.4f} bits/byte  {speed}".rstrip())
+
+    def sample(self, step: int, text: str) -> None:
+        """Write what the model writes now to samples.jsonl, and show it."""
+        self._samples.append(json.dumps({"step": step, "text": text}))
+        self.say(f"step {step} writes:\n{text}\n")
+
+    def track(self, config: Config, run_folder: Path, first_step: int) -> None:
+        """Send what is logged from now on to the trackers that the config names, too."""
+        self._trackers = Trackers(config, run_folder, first_step, self.say)
 
     def say(self, text: str) -> None:
         """Show a line, above the bar where there is one."""
@@ -88,13 +112,17 @@ class Metrics:
 
     def sync(self) -> None:
         """Make what is logged so far outlive a power loss."""
+        self._samples.sync()
         self._lines.sync()
 
     def __enter__(self) -> "Metrics":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._trackers is not None:
+            self._trackers.close()
         self._bar.close()
+        self._samples.close()
         self._lines.close()
 
 

@@ -169,7 +169,7 @@ def put_back(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Opti
 
 def _decides_bits(key: str) -> bool:
     """Whether a config key decides the weights; the rest is reporting, or stands in the environment."""
-    reporting = ("out_dir", "init_from", "keep_checkpoints")
+    reporting = ("out_dir", "init_from", "keep_checkpoints", "trackers")
     section, _, name = key.partition(".")
     return section not in ("data", "tokenizer", "runtime") and not (
         name.endswith(("_interval", "_patience", "eval_tokens")) or name in reporting

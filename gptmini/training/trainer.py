@@ -34,6 +34,7 @@ from gptmini.training.start import (
     refuse_used_folder,
     resolve_tokenizer,
 )
+from gptmini.training.trackers import check_trackers
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
@@ -42,6 +43,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     Raises UserError for what cannot be trained (before anything is written to the run folder), DivergedError,
     DamagedError, InUseError, and Stopped when a signal came and everything was saved.
     """
+    check_trackers(config.train.trackers)
     runtime = start_runtime(config.runtime)
     store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
     refuse_used_folder(store, resume)
@@ -57,6 +59,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
         with Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
             for line in (runtime, plan(config, model.config, len(data.train)), *notes):
                 metrics.say(str(line))
+            metrics.track(config, store.run_folder, trainer.step)
             trainer.run(metrics, stop)
             metrics.say(trainer.summary())
 
@@ -175,7 +178,7 @@ class Trainer:
         """Show what the model writes now; the same seed each time, so that only the weights differ."""
         seed = self.config.train.seed
         (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
-        metrics.say(f"step {self.step} writes:\n{text}\n")
+        metrics.sample(self.step, text)
 
     def save(self, metrics: Metrics) -> None:
         """Commit a checkpoint of the weights, the optimizers and the step."""

@@ -1,0 +1,1 @@
+"""Run folders -> one HTML page that shows them."""

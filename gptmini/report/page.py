@@ -1,0 +1,191 @@
+"""The page: everything that report.js draws, and the script that draws it, in one file without links."""
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gptmini import __version__
+from gptmini.checkpoint.durable import write_file
+from gptmini.checkpoint.store import load
+from gptmini.config import RuntimeConfig
+from gptmini.data.token_file import TokenData, prepare
+from gptmini.errors import DamagedError, UserError
+from gptmini.evaluation.references import measure_references
+from gptmini.report.runs import Run, flat_config, read_runs
+from gptmini.report.surprise import as_json, extreme_windows
+from gptmini.training.runtime import Runtime, start_runtime
+
+_CURVES = ("step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_second")
+
+
+def write_report(folders: Sequence[str], output: Path, device: str = "auto") -> list[str]:
+    """Write the page of these runs; returns what could not be shown, a line each.
+
+    The plots are Vega-Lite's, whose scripts are part of the page: it opens without a network. Raises
+    UserError for a folder without a run, or where the package that brings the scripts is missing.
+    """
+    try:
+        import vl_convert
+    except ImportError:
+        raise UserError(
+            "the package vl-convert-python is not installed: pip install 'gptmini[report]'"
+        ) from None
+    runs = read_runs(folders)
+    runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
+    references: dict[str, dict[str, float]] = {}
+    notes: list[str] = []
+    shown = [_about(run, runtime, references, notes) for run in runs]
+    content = {"runs": shown, "notes": notes}
+    here = files("gptmini.report")
+    parts = {
+        "TITLE": escape(", ".join(run.name for run in runs)),
+        "STYLE": (here / "report.css").read_text(encoding="utf-8"),
+        "SUMMARY": _summary_table(shown) + "".join(f"<p class='note'>{escape(note)}</p>" for note in notes),
+        "BODY": _config_table(runs) + _machine_table(runs) + _commands(runs),
+        "CONTENT": json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "LIBRARY": vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
+            "</script", "<\\/script"
+        ),
+        "SCRIPT": (here / "report.js").read_text(encoding="utf-8"),
+        "VERSION": __version__,
+    }
+    page = (here / "report.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        before, _, after = page.partition("{{" + name + "}}")
+        page = before + part + after
+    write_file(output, page.encode())
+    return notes
+
+
+def _about(
+    run: Run, runtime: Runtime, references: dict[str, dict[str, float]], notes: list[str]
+) -> dict[str, Any]:
+    """What report.js shows of a run; what cannot be had is left out, and noted."""
+    about: dict[str, Any] = {
+        "name": run.name,
+        "metrics": [
+            {key: _number(line.get(key)) for key in (*_CURVES, "elapsed_seconds")} for line in run.metrics
+        ],
+        "samples": run.samples,
+        "references": {},
+        "worst": [],
+        "best": [],
+        "parameters": None,
+    }
+    try:
+        model, tokenizer = load(run.folder, str(runtime.device))
+        about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        if tokenizer is None:
+            raise UserError("its checkpoint holds no tokenizer")
+        data = prepare(run.config.data, tokenizer, model.config.context_length, quiet=True)
+        if data.digest != run.data_digest:
+            raise UserError("its text is no longer the one that it was trained on")
+        worst, best = extreme_windows(model, data, runtime)
+        about |= {"worst": as_json(worst), "best": as_json(best)}
+        about["references"] = _references(data, references)
+    except (UserError, DamagedError) as error:
+        notes.append(f"{run.name}: no token view and no comparison with compressors: {error}")
+    if not run.samples:
+        notes.append(f"{run.name}: no samples; train.sample_interval makes some")
+    return about
+
+
+def _references(data: TokenData, known: dict[str, dict[str, float]]) -> dict[str, float]:
+    if data.digest not in known:
+        measured = measure_references(data)
+        known[data.digest] = {"gzip": measured.gzip, "xz": measured.xz, "5-gram": measured.five_gram}
+    return known[data.digest]
+
+
+def _number(value: Any) -> Any:
+    """A value that JSON can hold: a diverged run has losses that are no numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _summary_table(shown: list[dict[str, Any]]) -> str:
+    rows = [_summary(run) for run in shown]
+    head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
+    body = "".join(
+        f"<tr data-run='{i}'>" + "".join(f"<td>{escape(value)}</td>" for value in row.values()) + "</tr>"
+        for i, row in enumerate(rows)
+    )
+    return (
+        "<section id='summary'><div class='scroll'><table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _summary(run: dict[str, Any]) -> dict[str, str]:
+    val = [line for line in run["metrics"] if line["split"] == "val" and line["loss"] is not None]
+    train = [line for line in run["metrics"] if line["split"] == "train"]
+    best = min(val, key=lambda line: line["loss"]) if val else None
+    last = run["metrics"][-1] if run["metrics"] else None
+    speeds = sorted(line["tokens_per_second"] for line in train if line["tokens_per_second"])
+    return {
+        "run": run["name"],
+        "best validation loss": f"{best['loss']:.4f}" if best else "none yet",
+        "bits per byte": f"{best['bits_per_byte']:.4f}" if best else "none yet",
+        "at step": f"{best['step']:,}" if best else "",
+        "steps": f"{last['step']:,}" if last else "0",
+        "tokens": f"{last['tokens']:,}" if last else "0",
+        "parameters": f"{run['parameters']:,}" if run["parameters"] else "unknown",
+        "tokens/s": f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "",
+        "time": _duration(last["elapsed_seconds"]) if last else "",
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _config_table(runs: list[Run]) -> str:
+    configs = [flat_config(run.config) for run in runs]
+    differing = [key for key in configs[0] if len({repr(config[key]) for config in configs}) > 1]
+    same = [key for key in configs[0] if key not in differing]
+    part = ""
+    if len(runs) > 1:
+        part = "<h3>Keys that differ</h3>" + _table([run.name for run in runs], differing, configs)
+    heading = "All other keys" if differing else "All keys"
+    rest = f"<details><summary>{heading}</summary>{_table(['value'], same, configs[:1])}</details>"
+    return f"<section id='config'><h2>Config</h2>{part}{rest}</section>"
+
+
+def _machine_table(runs: list[Run]) -> str:
+    keys = list(dict.fromkeys(key for run in runs for key in run.environment))
+    if not keys:
+        return ""
+    table = _table([run.name for run in runs], keys, [run.environment for run in runs])
+    return f"<section id='machine'><h2>Machine and versions</h2>{table}</section>"
+
+
+def _commands(runs: list[Run]) -> str:
+    lines = "\n".join(
+        f"gptmini train {run.folder / 'config.yaml'} --train.out-dir {run.folder}-again" for run in runs
+    )
+    return f"<section id='commands'><h2>To repeat</h2><pre>{escape(lines)}</pre></section>"
+
+
+def _table(columns: list[str], rows: list[str], values: Sequence[dict[str, Any]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{escape(_shown(value.get(row)))}</td>" for value in values)
+        body += f"<tr><th>{escape(row)}</th>{cells}</tr>"
+    return (
+        "<div class='scroll'><table class='keys'>"
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _shown(value: Any) -> str:
+    """As YAML has it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,76 @@
+"""What a run folder tells: config, metrics, samples, machine."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptmini.checkpoint.plain_files import read_json
+from gptmini.checkpoint.store import CheckpointStore
+from gptmini.config import Config, load_config
+from gptmini.errors import DamagedError, UserError
+
+
+class Run(NamedTuple):
+    """One run, as its folder tells it."""
+
+    name: str
+    folder: Path
+    config: Config
+    metrics: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    samples: list[dict[str, Any]]
+    """step and text of each sample."""
+    environment: dict[str, str]
+    """Versions and machine, of the newest checkpoint; empty where there is none yet."""
+    data_digest: str | None
+    """Of the tokens it was trained on."""
+
+
+def read_runs(folders: Sequence[str]) -> list[Run]:
+    """The runs in these folders, under names that tell them apart; UserError for a folder that holds none."""
+    paths = [Path(folder) for folder in folders]
+    names = [path.resolve().name for path in paths]
+    named = [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+    if len(set(named)) < len(named):
+        raise UserError(f"the same run is given twice: {' '.join(folders)}")
+    return [_read_run(name, path) for name, path in zip(named, paths, strict=True)]
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    """The config's values by dotted key."""
+    sections = config.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def _read_run(name: str, folder: Path) -> Run:
+    if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: not a run folder: it needs the config.yaml and metrics.jsonl of a run")
+    steps = CheckpointStore(folder, keep=1).steps()
+    state = {}
+    if steps:
+        state = read_json(CheckpointStore(folder, keep=1).path(steps[-1]) / "training" / "state.json")
+    return Run(
+        name,
+        folder,
+        load_config(folder / "config.yaml"),
+        list(_lines(folder / "metrics.jsonl", ("step", "split", "loss", "bits_per_byte"))),
+        list(_lines(folder / "samples.jsonl", ("step", "text"))),
+        dict(state.get("environment") or {}),
+        state.get("data_digest"),
+    )
+
+
+def _lines(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; a torn last line is passed over, a missing file has none."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                value = json.loads(line)
+                yield {**value, **{key: value[key] for key in needed}}
+            except (ValueError, KeyError, TypeError):
+                raise DamagedError(f"{path}: line {number} is not what a run writes") from None

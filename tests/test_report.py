@@ -1,0 +1,135 @@
+"""The report: its figures are those of metrics.jsonl, as a browser draws them."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from gptmini.cli import main
+from gptmini.training.metrics import read_metrics
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TEXT = "".join(f"Sentence {i} says that {i} times {i} is {i * i}; <b>née</b> & so on.\n" for i in range(120))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two runs on one text, and their report."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("report")
+        patch.setenv("GPTMINI_CACHE_DIR", str(folder / "cache"))
+        patch.chdir(folder)
+        (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+        words = (
+            "train --data.corpus text.txt --tokenizer.kind bytes --model.n-layer 1 --model.n-head 2 --quiet"
+        )
+        words += " --model.n-embd 16 --model.context-length 16 --train.max-steps 6 --train.batch-size 4"
+        words += " --train.eval-interval 3 --train.sample-interval 3 --train.log-interval 1"
+        words += " --runtime.device cpu --runtime.threads 1"
+        for name, more in (("first", ""), ("second", " --optim.optimizer muon --optim.lr 0.01")):
+            assert main([*(words + more).split(), "--train.out-dir", f"runs/{name}"]) == 0
+        assert main(["report", "runs/first", "runs/second"]) == 0
+        yield folder
+
+
+def content_of(page):
+    found = re.search(r'<script type="application/json" id="content">(.*?)</script>', page, re.DOTALL)
+    return json.loads(found[1])
+
+
+def test_the_page_holds_every_figure_sample_and_difference(folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    content = content_of(page)
+    for run, name in zip(content["runs"], ("first", "second"), strict=True):
+        assert run["metrics"] == list(read_metrics(folder / "runs" / name / "metrics.jsonl"))
+        lines = (folder / "runs" / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        assert run["samples"] == [json.loads(line) for line in lines]
+        assert [sample["step"] for sample in run["samples"]] == [3, 6]
+        assert run["references"].keys() == {"gzip", "xz", "5-gram"}
+        assert run["worst"][0]["loss"] >= run["best"][0]["loss"]
+    assert content["notes"] == []
+    differing = re.search(r"<h3>Keys that differ</h3>(.*?)</table>", page, re.DOTALL)[1]
+    assert re.findall(r"<tr><th>([\w.]+)</th>", differing) == [
+        "optim.optimizer", "optim.lr", "train.out_dir",
+    ]  # fmt: skip
+    assert "gptmini train runs/second/config.yaml --train.out-dir runs/second-again" in page
+    assert "<tr><th>threads</th><td>1</td><td>1</td></tr>" in page
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    own = page.replace(max(re.findall(r"<script>.*?</script>", page, re.DOTALL), key=len), "")
+    assert not re.search(r"(src|href)=|@import|url\(|fetch\(|https?://", own)
+
+
+def test_the_tokens_of_a_window_are_its_text_and_their_bits_its_loss(folder):
+    content = content_of((folder / "report.html").read_text(encoding="utf-8"))
+    for window in content["runs"][0]["worst"] + content["runs"][0]["best"]:
+        text = "".join(piece[0] for piece in window["pieces"])
+        assert text.strip("\ufffd") in TEXT
+        bits = sum(piece[1] for piece in window["pieces"])
+        assert bits == pytest.approx(window["loss"] * 16 / 0.6931471805599453, abs=0.02)
+        for _, _, alternatives in window["pieces"]:
+            chances = [chance for _, chance in alternatives]
+            assert chances == sorted(chances, reverse=True)
+            assert sum(chances) <= 1.0001
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000"]
+    command += [f"--user-data-dir={folder / 'browser'}", "--dump-dom", (folder / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    drawn = html.unescape(done.stdout)
+    assert 'data-drawn="true"' in drawn
+    for field in ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second"):
+        part = drawn.partition(f'id="plot-{field}"')[2].partition('id="plot-')[0]
+        found = {
+            (m["run"], m["split"], int(m["step"])): float(m["value"])
+            for m in re.finditer(
+                r'aria-label="run: (?P<run>\w+); (?:split: (?P<split>\w+); )?step: (?P<step>\d+); '
+                rf'{field}: (?P<value>[^";]+)"',
+                part,
+            )
+        }
+        expected = {
+            (name, line["split"] if "loss" in field or "bits" in field else None, line["step"]): line[field]
+            for name in ("first", "second")
+            for line in read_metrics(folder / "runs" / name / "metrics.jsonl")
+            if line[field] is not None
+        }
+        assert found.keys() == expected.keys()
+        assert found == expected
+    assert drawn.count('class="piece"') > 100
+    assert drawn.count('class="sample"') == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "takes one or more run folders"),
+        (["nowhere"], "nowhere: not a run folder"),
+        (["runs/first", "runs/first"], "the same run is given twice"),
+    ],
+)
+def test_what_is_no_run_is_one_line(folder, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(folder)
+    assert main(["report", *words, "--output", "other.html"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "other.html").exists()
+
+
+def test_a_damaged_line_is_named_and_a_text_that_is_gone_is_noted(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "runs" / "first", tmp_path / "first")
+    assert main(["report", "first"]) == 0
+    assert "first: no token view and no comparison with compressors: " in capsys.readouterr().out
+    with open(tmp_path / "first" / "metrics.jsonl", "a") as file:
+        file.write("{}\n")
+    assert main(["report", "first"]) == 4
+    assert "first/metrics.jsonl: line 9 is not what a run writes" in capsys.readouterr().err
