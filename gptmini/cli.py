@@ -239,8 +239,11 @@ def _train(words: Sequence[str]) -> None:
         raise UserError(
             f"--minutes is for runs without a CONFIG.yaml: in {path}, train.max_steps says how long"
         )
+    from_weights = config.train.init_from is not None  # which have a size of their own
+    if from_weights and switches.minutes is not None:
+        raise UserError("--minutes is for new weights: with train.init_from, train.max_steps says how long")
     with _ctrl_c_ends_at_once():
-        if path is None:
+        if path is None and not from_weights:
             from gptmini.training.sizing import choose_config
 
             config = choose_config(

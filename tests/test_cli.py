@@ -366,6 +366,7 @@ MISTAKES = {
     "export x --format onnx": "--format = 'onnx': needs gguf",
     "import-nanogpt ckpt.pt": "takes CKPT.pt and OUT, and 1 words were given",
     "import-nanogpt ckpt.pt out --force": "unknown option --force",
+    "train --minutes 2 --train.init-from x": "--minutes is for new weights: with train.init_from",
     "configs python_doc": "no config is called python_doc; did you mean python_docs?",
     "configs a b": "takes one NAME, not 2",
     "report": "takes one or more run folders",

@@ -29,7 +29,10 @@ def folder(tmp_path_factory):
         words += " --model.n-embd 16 --model.context-length 16 --train.max-steps 6 --train.batch-size 4"
         words += " --train.eval-interval 3 --train.sample-interval 3 --train.log-interval 1"
         words += " --runtime.device cpu --runtime.threads 1"
-        for name, more in (("first", ""), ("second", " --optim.optimizer muon --optim.lr 0.01")):
+        for name, more in (
+            ("first", " --optim.optimizer adamw --optim.lr 0.001"),
+            ("second", " --optim.optimizer muon --optim.lr 0.01"),
+        ):
             assert main([*(words + more).split(), "--train.out-dir", f"runs/{name}"]) == 0
         assert main(["report", "runs/first", "runs/second"]) == 0
         yield folder
