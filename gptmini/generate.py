@@ -83,9 +83,7 @@ def generate(
     tensor([[1, 2, 3],
             [5, 6, 7]])
     """
-    if isinstance(tokens, Tensor) and (tokens.dim() != 2 or tokens.is_floating_point()):
-        raise UserError(f"tokens are {tokens.dtype} {tuple(tokens.shape)}, but must be int64 (B, T)")
-    prompts = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    prompts = _lists(tokens)
     added: list[list[int]] = [[] for _ in prompts]
     scores: list[list[float]] = [[] for _ in prompts]
     for token in generate_tokens(
@@ -102,6 +100,20 @@ def generate(
             scores[token.row].append(token.log_probability)
     result = _join(tokens, added, stop_token)
     return (result, scores) if log_probabilities else result
+
+
+def _lists(tokens: Prompts) -> list[list[int]]:
+    """The prompts as lists of ids; UserError where they are anything else."""
+    if isinstance(tokens, Tensor):
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"tokens are {tokens.dtype} {tuple(tokens.shape)}, but must be int64 (B, T)")
+        return tokens.tolist()
+    lists = isinstance(tokens, list) and all(isinstance(row, list) for row in tokens)
+    if not lists or not all(type(token) is int for row in tokens for token in row):
+        raise UserError(
+            f"prompts are a {type(tokens).__name__}, but must be int64 (B, T) or a list of lists of token ids"
+        )
+    return tokens
 
 
 def _join(tokens: Prompts, added: list[list[int]], stop_token: int | None) -> Prompts:
@@ -308,10 +320,9 @@ def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool)
 
 def _check(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None) -> None:
     vocab_size, context_length = model.config.vocab_size, model.config.context_length
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens = {max_new_tokens} must be at least 0")
-    if seed is not None and seed < 0:
-        raise UserError(f"seed = {seed} must be at least 0")
+    for name, value in (("max_new_tokens", max_new_tokens), ("seed", 0 if seed is None else seed)):
+        if type(value) is not int or value < 0:
+            raise UserError(f"{name} = {value} must be a whole number of at least 0")
     for prompt in prompts:
         if not prompt:
             raise UserError("a prompt holds no tokens: start from end of text, or from any one token")

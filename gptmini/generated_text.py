@@ -11,6 +11,7 @@ class GeneratedText:
     """The text of one row: bytes of tokens joined to characters, and cut where a stop string begins."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        stop = (stop,) if isinstance(stop, str) else stop
         if "" in stop:
             raise UserError("a stop string is empty, and would end every text at once: leave it out")
         self.tokenizer = tokenizer

@@ -329,6 +329,10 @@ def test_special_token_text_surrogates_and_nul_are_plain_text(model, tokenizer):
         ({"min_p": -0.1}, "min_p = -0.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
         ({"max_new_tokens": -1}, "max_new_tokens = -1"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens = 2.0 must be a whole number"),
+        ({"max_new_tokens": None}, "max_new_tokens = None must be a whole number"),
+        ({"seed": 1.5}, "seed = 1.5 must be a whole number"),
+        ({"seed": "a"}, "seed = a must be a whole number"),
         ({"seed": -1}, "seed = -1"),
         ({"top_q": 1}, "unknown key top_q; did you mean top_"),
     ],
@@ -347,10 +351,23 @@ def test_empty_prompts_and_foreign_ids_are_refused(model):
         generate(model, [[257]], max_new_tokens=1)
 
 
-@pytest.mark.parametrize("tokens", [torch.tensor([1, 2]), torch.tensor([[1.0, 2.0]])])
-def test_tensors_that_are_no_batch_of_ids_are_refused(model, tokens):
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.tensor([1, 2]), torch.tensor([[1.0, 2.0]]), torch.tensor([[True]]), "text", ["text"], [1, 2],
+        ((1, 2),), [[1.5]], [torch.tensor([1, 2])],
+    ],
+)  # fmt: skip
+def test_what_is_no_batch_of_ids_is_refused(model, tokens):
     with pytest.raises(UserError, match=r"must be int64 \(B, T\)"):
         generate(model, tokens, max_new_tokens=1)
+
+
+def test_one_stop_string_may_stand_alone(tokenizer):
+    (text,) = generate_text(
+        Scripted(b"say END!"), tokenizer, "x", max_new_tokens=50, temperature=0, stop="END"
+    )
+    assert text == "xsay "
 
 
 def test_an_empty_stop_string_is_refused(model, tokenizer):
