@@ -225,9 +225,12 @@ def cost_of_corpus() -> None:
         for megabytes in (1, 30, 1000):
             text, out = Path(folder, f"{megabytes}.txt"), Path(folder, f"run-{megabytes}")
             write_words(text, megabytes * 10**6)
-            options = ["--data.corpus", str(text), "--tokenizer.kind", "bytes", "--train.out-dir", str(out)]
-            options += ["--train.max-steps", "60", "--train.eval-tokens", "10000", "--quiet"]
-            run([*TRAIN, *options, "--data.val-fraction", str(0.1 / megabytes)])
+            config = {
+                "data": {"corpus": str(text), "val_fraction": 0.1 / megabytes},
+                "tokenizer": {"kind": "bytes"},
+                "train": {"out_dir": str(out), "max_steps": 60, "eval_tokens": 10_000},
+            }
+            run([*TRAIN, written(config, Path(folder)), "--quiet"])
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             speeds = [line["tokens_per_second"] for line in metrics(out) if line["split"] == "train"]
             speed = statistics.median(speeds)
@@ -273,24 +276,29 @@ def cost_of_starting(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         write_words(text, 200_000)
-        options = [
-            "--data.corpus",
-            str(text),
-            "--train.max-steps",
-            "1",
-            "--train.eval-tokens",
-            "64",
-            "--quiet",
-        ]
-        options += ["--tokenizer.kind", "bytes"]
+        config = {
+            "data": {"corpus": str(text)},
+            "tokenizer": {"kind": "bytes"},
+            "train": {"max_steps": 1, "eval_tokens": 64},
+        }
+        path = written(config, Path(folder))
         outs = (str(Path(folder, f"run-{i}")) for i in range(rounds + 1))
         tasks = {
             "gptmini --help": lambda: run([sys.executable, "-m", "gptmini.cli", "--help"], cwd=ROOT),
             "python -c 'import torch'": lambda: run([sys.executable, "-c", "import torch"]),
-            "gptmini train, 1 step, saved": lambda: run([*TRAIN, *options, "--train.out-dir", next(outs)]),
+            "gptmini train, 1 step, saved": lambda: run(
+                [*TRAIN, path, "--quiet", "--train.out-dir", next(outs)]
+            ),
         }
         for name, seconds in in_turn(tasks, rounds).items():
             print(f"  {name:30}{statistics.median(seconds):6.2f} s")
+
+
+def written(config: dict[str, dict[str, object]], folder: Path) -> str:
+    """The path of a config file with these sections."""
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return str(path)
 
 
 def repeated(task: Callable[[], None], times: int) -> Callable[[], None]:
