@@ -140,7 +140,7 @@ class TokenizerConfig(Section):
     def _keys_fit_the_kind(self) -> "TokenizerConfig":
         if self.folder is not None and self.kind not in ("bpe", "gpt2"):
             raise ValueError(
-                f"folder = {self.folder} is for the kinds bpe and gpt2; {self.kind} reads no files, "
+                f"folder = {show(self.folder)} is for the kinds bpe and gpt2; {self.kind} reads no files, "
                 "so leave the key out"
             )
         if self.byte_fallback and self.kind != "chars":
@@ -587,6 +587,13 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """In double quotes where a text holds a line end that other styles would read back as another one."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Yaml12Dumper.add_representer(str, _represent_text)
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Yaml12Loader.add_constructor(
     "tag:yaml.org,2002:float",

@@ -116,8 +116,12 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_place(text, message, ref
             "tokenizer: {folder: x, vocab_size: 999}",
             "tokenizer: vocab_size = 999 is for kind bpe only",
         ),
-        ("tokenizer: {kind: chars, folder: x}", "tokenizer: folder = x is for the kinds bpe and gpt2"),
+        ("tokenizer: {kind: chars, folder: x}", "tokenizer: folder = 'x' is for the kinds bpe and gpt2"),
         ("tokenizer: {byte_fallback: true}", "tokenizer: byte_fallback = true is for kind chars only"),
+        (
+            'tokenizer: {kind: bytes, folder: "\\x1f"}',
+            r"tokenizer: folder = '\x1f' is for the kinds bpe and gpt2",
+        ),
         ("train: {batch_size: 6, micro_batch_size: 4}", "train: batch_size = 6 must be a multiple of"),
     ],
 )
@@ -298,7 +302,8 @@ def test_a_dumped_config_reads_back_equal(tmp_path, long):
 
 
 @pytest.mark.parametrize(
-    "word", ["3e-4", "1.e5", "12", "-.5", "no", "1:30", "null", "~", " x ", "- x", "a: b", "#"]
+    "word",
+    ["3e-4", "1.e5", "12", "-.5", "no", "1:30", "null", "~", " x ", "- x", "a: b", "#", "\x85", "a\u2028b\n"],
 )
 def test_a_text_that_looks_like_something_else_is_dumped_as_text(word, tmp_path):
     config = validate(Config, {"data": {"corpus": [word, "\U0001f600"]}, "train": {"out_dir": word}}, "here")
