@@ -76,10 +76,10 @@ BUGS = [
         "sampling leaves a gradient behind",
         runs.check_intervals,
         trainer,
-        '        metrics.say(f"step {self.step} writes:',
+        "        metrics.sample(self.step, text)\n",
         "        for parameter in self.model.parameters():\n"
         "            parameter.grad = torch.ones_like(parameter)\n"
-        '        metrics.say(f"step {self.step} writes:',
+        "        metrics.sample(self.step, text)\n",
     ),
     (
         "dropout is seeded once and not at each step",
