@@ -9,7 +9,13 @@ import torch
 
 from gptmini.config import RuntimeConfig
 from gptmini.errors import UserError
-from gptmini.training.runtime import find_device, seed_everything, start_runtime, stop_signal
+from gptmini.training.runtime import (
+    find_device,
+    seed_everything,
+    start_runtime,
+    stop_signal,
+    temporary_folder,
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -73,6 +79,36 @@ def test_a_second_signal_ends_the_process_at_once():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout == "first\n"
     assert result.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_and_leaves_no_temporary_folder(number, tmp_path):
+    program = (
+        "import os, signal\n"
+        "from gptmini.training.runtime import temporary_folder\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "with temporary_folder() as folder:\n"
+        "    (folder / 'some').mkdir()\n"
+        "    (folder / 'some' / 'file').write_text('text')\n"
+        "    print(folder, flush=True)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    print('still there')\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=60)
+    assert result.returncode == -number
+    (folder,) = result.stdout.splitlines()
+    assert os.path.dirname(folder) == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_folder_is_gone_after_the_block():
+    before = signal.getsignal(signal.SIGINT)
+    with temporary_folder() as folder:
+        (folder / "file").write_text("text")
+    assert not folder.exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_stop_signal_works_in_threads_where_no_signal_can_be_caught():

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import sysconfig
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -248,7 +249,7 @@ def _find(name: str, download: Download) -> Path:
             downloader=_fetch,
         )
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
-        reason = " ".join(str(error).split())[:120]
+        reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise UserError(
             f"data.corpus = {name}: cannot be downloaded ({type(error).__name__}: {reason}); without a "
             f"network put {download.url} ({download.size_bytes:,} bytes, sha256 {download.sha256}) at "

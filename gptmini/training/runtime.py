@@ -4,10 +4,13 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -165,12 +168,33 @@ class StopSignal:
 def stop_signal() -> Iterator[StopSignal]:
     """Catch SIGINT and SIGTERM inside the block (in the main thread; elsewhere nothing can)."""
     stop = StopSignal()
+    with _on_signal(stop._receive):
+        yield stop
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone after the block, also where SIGINT or SIGTERM ends the process inside it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as signals:
+
+        def end(number: int, frame: FrameType | None) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            signals.close()
+            signal.raise_signal(number)  # once more, for whoever handled it before
+
+        signals.enter_context(_on_signal(end))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _on_signal(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call `handle` inside the block (in the main thread; elsewhere nothing can)."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    previous = {s: signal.signal(s, stop._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -9,7 +9,6 @@ resume goes on with the same learning rates, however long it was interrupted.
 import glob
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from gptmini.model import GPT
 from gptmini.training.metrics import Metrics
 from gptmini.training.optim import learning_rate_factor, set_learning_rate
 from gptmini.training.plan import plan
-from gptmini.training.runtime import Runtime, start_runtime
+from gptmini.training.runtime import Runtime, start_runtime, temporary_folder
 from gptmini.training.start import build_model_and_data, refuse_used_folder
 from gptmini.training.trainer import Trainer
 
@@ -178,11 +177,11 @@ def _rehearse(
     config: Config, runtime: Runtime, model: GPT, data: TokenData, seconds: float
 ) -> tuple[float, float]:
     """Seconds that a step takes, and all of a run's evaluations, samples and checkpoints together."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder), keep=1)
+    with temporary_folder() as folder:
+        store = CheckpointStore(folder, keep=1)
         trainer = Trainer(config, runtime, model, data, store)
         step_seconds = _time_steps(trainer, min(10.0, max(1.0, 0.03 * seconds)))
-        with Metrics(Path(folder) / "metrics.jsonl", 0, 1, trainer.tokens_per_step, quiet=True) as metrics:
+        with Metrics(folder / "metrics.jsonl", 0, 1, trainer.tokens_per_step, quiet=True) as metrics:
             begun = time.monotonic()
             trainer.evaluate(metrics)
             trainer.save(metrics)
