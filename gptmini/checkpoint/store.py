@@ -9,7 +9,7 @@ go. So at every instant, and after a crash at any instant, what stands under a s
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -245,13 +245,13 @@ def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokeniz
         "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
     }
     durable.make_folder(folder / "training")
-    made = {name: list(_pieces(content)) for name, content in contents.items()}  # once for three uses
-    with ThreadPoolExecutor(max_workers=2) as beside:  # sha256 is slower than a disk
+    with ThreadPoolExecutor(max_workers=2) as beside:  # transposing and sha256 take longer than a disk
+        made = {name: beside.submit(list, _pieces(content)) for name, content in contents.items()}
         summaries = {name: beside.submit(_sum_up, pieces) for name, pieces in made.items()}
         read_back = []
         for name, pieces in made.items():
-            durable.create_file(folder / name, pieces)
-            read_back.append(beside.submit(_read_back, folder / name, pieces))
+            durable.create_file(folder / name, pieces.result())
+            read_back.append(beside.submit(_read_back, folder / name, pieces.result()))
         for reading in read_back:
             reading.result()
         manifest = _manifest_bytes({name: summary.result() for name, summary in summaries.items()})
@@ -272,10 +272,10 @@ def model_files(
     }
 
 
-def _sum_up(pieces: Iterable[bytes | memoryview]) -> _FileSummary:
+def _sum_up(pieces: Future[list[bytes | memoryview]]) -> _FileSummary:
     """Size and sha256 of what is meant to be written."""
     digest, size = sha256(), 0
-    for piece in pieces:
+    for piece in pieces.result():
         digest.update(piece)
         size += len(piece)
     return _FileSummary(size=size, sha256=digest.hexdigest())
