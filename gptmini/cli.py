@@ -1,4 +1,4 @@
-"""The command line: gptmini train | generate | prepare | evaluate.
+"""The command line: gptmini train | generate | prepare | plan | evaluate.
 
 Each command's options are the keys of a schema in which every key has its type, default, rule and sentence.
 A word on the command line is read as the YAML file would read it and judged by the same schema, so both
@@ -55,6 +55,7 @@ gptmini train CONFIG.yaml [--section.key VALUE ...] [--resume] [--quiet]
 gptmini train --data.corpus PATH [--minutes N] [--section.key VALUE ...] [--resume] [--quiet]
 gptmini generate CHECKPOINT [--prompt TEXT] [--max-new-tokens N] [--temperature X] ...
 gptmini prepare [CONFIG.yaml] [--section.key VALUE ...] [--stats] | --list
+gptmini plan [CONFIG.yaml] [--section.key VALUE ...] [--world-size N] [--measure]
 gptmini evaluate CHECKPOINT [--corpus PATH ...]
 gptmini export CHECKPOINT --format gguf [--numbers float32 | float16 | q8_0] [--output FILE]
 gptmini import-nanogpt CKPT.pt OUT
@@ -98,6 +99,20 @@ class Reports(Section):
 
 class PrepareOptions(Reports, Config):
     """Turn the corpus of a config into tokens, as training would, and tell what was found."""
+
+
+class Outlook(Section):
+    """What `gptmini plan` is to reckon with."""
+
+    world_size: int = Field(1, ge=1, le=1_000_000, description="Processes that torchrun starts, in all.")
+    tokens_per_second: float | None = Field(
+        None, gt=0.0, description="The speed of all processes together, to tell the hours by."
+    )
+    measure: bool = Field(False, description="Try some steps on this machine, for their speed and memory.")
+
+
+class PlanOptions(Outlook, Config):
+    """Tell what training by a config takes, before it starts: memory, operations, hours."""
 
 
 class GenerateOptions(SamplingOptions):
@@ -166,6 +181,7 @@ _SCHEMAS: dict[str, type[Section]] = {
     "train": TrainOptions,
     "generate": GenerateOptions,
     "prepare": PrepareOptions,
+    "plan": PlanOptions,
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
     "import-nanogpt": ImportNanogptOptions,
@@ -201,6 +217,7 @@ def _run(command: str = "--help", *words: str) -> None:
         "train": _train,
         "generate": _generate,
         "prepare": _prepare,
+        "plan": _plan,
         "evaluate": _evaluate,
         "export": _export,
         "import-nanogpt": _import_nanogpt,
@@ -289,6 +306,19 @@ def _prepare(words: Sequence[str]) -> None:
         figures = describe(corpus, data)._asdict()
         figures = {name: round(n, 4) if isinstance(n, float) else n for name, n in figures.items()}
         print(yaml.safe_dump({"stats": figures}, sort_keys=False), end="")
+
+
+def _plan(words: Sequence[str]) -> None:
+    path, overrides = _config_words("plan", words)
+    outlook = _take(Outlook, overrides)
+    config = load_config(path, overrides)
+    if outlook.measure and (outlook.world_size > 1 or outlook.tokens_per_second is not None):
+        other = "--world-size" if outlook.world_size > 1 else "--tokens-per-second"
+        raise UserError(f"--measure tries one process on this machine, so it does not go with {other}")
+    from gptmini.training.outlook import describe
+
+    for line in describe(config, outlook.world_size, outlook.tokens_per_second, measure=outlook.measure):
+        print(line, flush=True)
 
 
 def _generate(words: Sequence[str]) -> None:

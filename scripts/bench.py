@@ -1,4 +1,4 @@
-"""Measurements, side by side in one run: `python scripts/bench.py train | generate | prepare`."""
+"""Measurements, side by side in one run: `python scripts/bench.py train | generate | prepare | memory`."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
 from benchmarks.generate import bench_generate
+from benchmarks.memory import bench_memory
 from benchmarks.prepare import bench_prepare
 from benchmarks.train import TABLES, bench_train
 
@@ -23,11 +24,13 @@ def main() -> None:
     train.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="these tables only")
     benches.add_parser("generate", help="tokens per second against transformers and the memory")
     benches.add_parser("prepare", help="bytes per second and memory of tokenizing a gigabyte")
+    benches.add_parser("memory", help="the peak of whole training runs against gptmini plan; for Linux")
     options = parser.parse_args()
     if options.bench == "train":
         bench_train(options.peer_nanogpt, options.rounds, options.only)
     else:
-        {"generate": bench_generate, "prepare": bench_prepare}[options.bench]()
+        benches_alone = {"generate": bench_generate, "prepare": bench_prepare, "memory": bench_memory}
+        benches_alone[options.bench]()
 
 
 if __name__ == "__main__":

@@ -189,7 +189,9 @@ def test_help_shows_every_key_with_the_default_of_the_file(config_file, capsys, 
         assert node["description"] in described
 
 
-@pytest.mark.parametrize("command", ["generate", "prepare", "evaluate", "export", "import-nanogpt", "report"])
+@pytest.mark.parametrize(
+    "command", ["generate", "prepare", "plan", "evaluate", "export", "import-nanogpt", "report"]
+)
 def test_help_of_a_command_shows_its_options(command, capsys):
     assert main([command, "--help"]) == 0
     output = capsys.readouterr().out

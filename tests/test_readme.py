@@ -44,6 +44,13 @@ def test_the_own_text_lines_train_and_generate(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("Once")
 
 
+def test_the_line_that_plans_gpt2_xl_prints_its_size(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (words,) = re.findall(r"`gptmini (plan configs/[^`]*)`", README)
+    assert main(words.split()) == 0
+    assert "1,557,611,200" in capsys.readouterr().out
+
+
 def test_the_lines_without_a_config_train_generate_and_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = next(block for block in blocks("") if "--minutes" in block).splitlines()

@@ -232,12 +232,22 @@ def _docstrings_under(
 # ---------------------------------------------------------------------------------------- downloads
 
 
+def is_downloaded(name: str) -> bool:
+    """Whether a named corpus can be read without a download."""
+    download = NAMED[name].download
+    return download is None or _find_downloaded(download) is not None
+
+
+def _find_downloaded(download: Download) -> Path | None:
+    files = (cache_folder() / file_name for file_name in (download.file_name, *download.other_names))
+    return next((file for file in files if _is_whole(file, download)), None)
+
+
 def _find(name: str, download: Download) -> Path:
     """The file of a named corpus, in the cache folder or fetched into it."""
     folder = cache_folder()
-    for file_name in (download.file_name, *download.other_names):
-        if _is_whole(folder / file_name, download):
-            return folder / file_name
+    if (found := _find_downloaded(download)) is not None:
+        return found
     import pooch
 
     try:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from gptmini.checkpoint import durable
 from gptmini.config import DataConfig, Section, TokenizerConfig
 from gptmini.data.corpus import Chunk, Corpus, Fingerprint, character_boundary, open_corpus
-from gptmini.data.named import cache_folder
+from gptmini.data.documents import STANDARD_INPUT
+from gptmini.data.named import NAMED, cache_folder, is_downloaded
 from gptmini.data.paragraphs import SeenParagraphs
 from gptmini.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
@@ -95,11 +96,33 @@ def prepare(
     one ends near that place, otherwise cut between two characters. Raises UserError where a split is shorter
     than one window of context_length + 1 tokens.
     """
+    return prepare_corpus(*_open(data), tokenizer, context_length, quiet)
+
+
+def _open(data: DataConfig) -> tuple[Corpus, float | Corpus]:
+    """The corpus, and what is kept for validation: a fraction of it, or another one."""
     corpus = open_corpus(data.corpus, data.text_field, data.errors)
-    validation: float | Corpus = data.val_fraction
-    if data.val_corpus is not None:
-        validation = open_corpus(data.val_corpus, data.text_field, data.errors, key="data.val_corpus")
-    return prepare_corpus(corpus, validation, tokenizer, context_length, quiet)
+    if data.val_corpus is None:
+        return corpus, data.val_fraction
+    return corpus, open_corpus(data.val_corpus, data.text_field, data.errors, key="data.val_corpus")
+
+
+def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> TokenData | None:
+    """What `prepare` has made of this corpus before, or None; nothing is tokenized or downloaded for it.
+
+    The text is read once, as its digest tells whether it is still the same; standard input is left alone.
+    """
+    for corpus in filter(None, (data.corpus, data.val_corpus)):
+        for entry in (corpus,) if isinstance(corpus, str) else corpus:
+            if entry == STANDARD_INPUT or (entry in NAMED and not is_downloaded(entry)):
+                return None
+    try:
+        split = _find_split(*_open(data))
+        saved = _tokenizer_entry(tokenizer, split)
+        found = build_tokenizer(tokenizer, split.corpus) if saved is None else _read_saved(saved)
+    except UserError:  # no such text, or no such folder of a tokenizer
+        return None
+    return None if found is None else _open_tokens(_tokens_entry(split, found))
 
 
 def prepare_corpus(
@@ -117,12 +140,12 @@ def prepare_corpus(
     split = _find_split(corpus, validation)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _find_or_build_tokenizer(tokenizer, split, quiet)
-    folder = _cache_entry("tokens", split.corpus.contents.digest, split.train_bytes, tokenizer.digest)
+    folder = _tokens_entry(split, tokenizer)
     with _alone(folder, quiet):
-        found = _open(folder / "tokens")
+        found = _open_tokens(folder)
         if found is None:
             _write(folder / "tokens", split, tokenizer, quiet)
-            found = _open(folder / "tokens")
+            found = _open_tokens(folder)
             assert found is not None, "just written"
     for name, tokens in (("training", found.train), ("validation", found.val)):
         if len(tokens) < context_length + 1:
@@ -196,21 +219,13 @@ def _find_or_build_tokenizer(config: TokenizerConfig, split: _Split, quiet: bool
 
     What is found again counts only if its digest is the one it was saved with.
     """
-    if config.folder is not None:
+    folder = _tokenizer_entry(config, split)
+    if folder is None:
         return build_tokenizer(config, split.corpus)
-    learned_from = {
-        "chars": (split.corpus.contents.digest,),
-        "bpe": (split.corpus.contents.digest, split.train_bytes),
-    }.get(config.kind, ())
-    folder = _cache_entry("tokenizers", config.model_dump_json(), *learned_from)
     with _alone(folder, quiet):
         files = folder / "tokenizer"
-        try:
-            found = load_tokenizer(files)
-            saved_digest = (files / _DIGEST).read_text(encoding="ascii")
-        except (OSError, UserError, UnicodeDecodeError):  # DamagedError is an OSError
-            found, saved_digest = None, ""
-        if found is None or found.digest != saved_digest:
+        found = _read_saved(folder)
+        if found is None:
             if files.exists():
                 durable.remove_folder(files)
             found = build_tokenizer(config, split.corpus, split.train_bytes)
@@ -219,6 +234,33 @@ def _find_or_build_tokenizer(config: TokenizerConfig, split: _Split, quiet: bool
                     durable.create_file(new / name, data)
                 durable.create_file(new / _DIGEST, found.digest.encode())
     return found
+
+
+def _tokenizer_entry(config: TokenizerConfig, split: _Split) -> Path | None:
+    """Where the tokenizer of a text is kept; None where it is read from a folder of the user's each time."""
+    if config.folder is not None:
+        return None
+    learned_from = {
+        "chars": (split.corpus.contents.digest,),
+        "bpe": (split.corpus.contents.digest, split.train_bytes),
+    }.get(config.kind, ())
+    return _cache_entry("tokenizers", config.model_dump_json(), *learned_from)
+
+
+def _read_saved(folder: Path) -> Tokenizer | None:
+    """The tokenizer in an entry of the cache, if it is there and undamaged."""
+    files = folder / "tokenizer"
+    try:
+        found = load_tokenizer(files)
+        saved_digest = (files / _DIGEST).read_text(encoding="ascii")
+    except (OSError, UserError, UnicodeDecodeError):  # DamagedError is an OSError
+        return None
+    return found if found is not None and found.digest == saved_digest else None
+
+
+def _tokens_entry(split: _Split, tokenizer: Tokenizer) -> Path:
+    """Where the tokens of a text are kept."""
+    return _cache_entry("tokens", split.corpus.contents.digest, split.train_bytes, tokenizer.digest)
 
 
 def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> None:
@@ -344,8 +386,9 @@ def _alone(folder: Path, quiet: bool) -> Iterator[None]:
         yield
 
 
-def _open(folder: Path) -> TokenData | None:
-    """What lies in a folder of token files; a damaged one is removed and, like a missing one, None."""
+def _open_tokens(entry: Path) -> TokenData | None:
+    """The token files in an entry of the cache; a damaged folder is removed and, like a missing one, None."""
+    folder = entry / "tokens"
     if not folder.exists():
         return None
     try:

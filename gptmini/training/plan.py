@@ -1,8 +1,44 @@
-"""What is about to happen, in figures: parameters, tokens, epochs, memory. Printed before the first step."""
+"""What is about to happen, in figures: parameters, tokens, epochs, memory, operations, hours. Needs no torch.
+
+Memory is counted: every tensor that training holds follows from the config. The tests compare the count with
+what autograd keeps; `python scripts/bench.py memory` compares it with whole runs.
+"""
 
 from dataclasses import dataclass
 
 from gptmini.config import Config, GPTConfig
+
+PYTORCH_BYTES = 258 << 20
+"""Resident memory of the smallest run: Python, PyTorch, tokenizers, and the scratch space of the kernels. As
+`python scripts/bench.py memory` measured it; it differs between builds of PyTorch and from CPU to CUDA."""
+
+HOLES = 1.4
+"""Bytes of the heap for each byte of activations, fitted to the same runs, with glibc on a CPU. Between those
+that are kept lie the holes of those that are not, into which what comes later does not always fit."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes on one rank, by what they hold."""
+
+    weights: int
+    """The float32 parameters, and their copies in the number format of the products."""
+    optimizer: int
+    """AdamW's two averages of each value, Muon's one."""
+    gradients: int
+    """One float32 number for each parameter."""
+    activations: int
+    """What the forward pass of a micro batch keeps for the backward pass, logits left out."""
+    logits: int
+    """The logits, their log-softmax, and their gradients, where the backward pass begins."""
+    update: int
+    """What the optimizer's update takes besides, which for AdamW is nothing."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment, PyTorch itself included: in the backward pass or in the update."""
+        held = self.weights + self.optimizer + self.gradients
+        return PYTORCH_BYTES + held + max(int(HOLES * self.activations) + self.logits, self.update)
 
 
 @dataclass(frozen=True)
@@ -10,22 +46,24 @@ class Plan:
     """A run in figures, computed from its config and the size of its corpus alone."""
 
     parameters: int
-    corpus_tokens: int
+    corpus_tokens: int | None
+    """None where the corpus has not been prepared yet."""
     tokens_per_step: int
     tokens: int
-    weight_bytes: int
-    """Weights, their gradients, and the optimizer's averages, all float32."""
-    activation_bytes: int
-    """What the forward pass keeps for the backward pass of one micro batch."""
+    flops_per_token: int
+    """Floating-point operations of a forward and backward pass."""
+    memory: Memory
 
     @property
-    def epochs(self) -> float:
+    def epochs(self) -> float | None:
         """How often the run sees the corpus."""
-        return self.tokens / self.corpus_tokens
+        return self.tokens / self.corpus_tokens if self.corpus_tokens else None
 
     @property
     def warning(self) -> str | None:
         """Why this corpus is too small for this model, or None."""
+        if self.corpus_tokens is None or self.epochs is None:
+            return None
         if self.parameters > 5 * self.corpus_tokens or self.epochs > 30:
             return (
                 f"the corpus is small for this run: {self.parameters:,} parameters see "
@@ -36,29 +74,30 @@ class Plan:
         return None
 
     def __str__(self) -> str:
-        memory = self.weight_bytes + self.activation_bytes
+        corpus = "" if self.corpus_tokens is None else f"{self.corpus_tokens:,} training tokens; "
+        epochs = "" if self.epochs is None else f", {self.epochs:.1f} epochs"
         warning = f"\nwarning: {self.warning}" if self.warning else ""
         return (
-            f"{self.parameters:,} parameters; {self.corpus_tokens:,} training tokens; "
-            f"{self.tokens_per_step:,} tokens per step; {self.tokens:,} in all, {self.epochs:.1f} epochs; "
-            f"about {memory / 2**20:,.0f} MiB of memory besides PyTorch itself{warning}"
+            f"{self.parameters:,} parameters; {corpus}{self.tokens_per_step:,} tokens per step; "
+            f"{self.tokens:,} in all{epochs}; about {mebibytes(self.memory.peak)} of memory{warning}"
         )
 
 
-def plan(config: Config, model: GPTConfig, corpus_tokens: int) -> Plan:
-    """The figures of training `model` by `config` on `corpus_tokens` tokens."""
-    micro_batch_size = config.train.micro_batch_size or config.train.batch_size
-    parameters = count_parameters(model)
+def plan(
+    config: Config, model: GPTConfig, corpus_tokens: int | None, precision: str, world_size: int = 1
+) -> Plan:
+    """The figures of training `model` by `config` on `corpus_tokens` tokens, on one of `world_size` ranks.
+
+    `precision` is fp32, bf16 or fp16: `runtime.precision` with `auto` resolved.
+    """
     tokens_per_step = config.train.batch_size * model.context_length
-    momenta = 2 if config.optim.optimizer == "adamw" else 1  # Muon keeps one average for its matrices
-    bytes_per_value = 4 if config.runtime.precision in ("fp32", "auto") else 2
     return Plan(
-        parameters=parameters,
+        parameters=count_parameters(model),
         corpus_tokens=corpus_tokens,
         tokens_per_step=tokens_per_step,
         tokens=config.train.max_steps * tokens_per_step,
-        weight_bytes=4 * parameters * (2 + momenta),
-        activation_bytes=bytes_per_value * micro_batch_size * _activations_per_sequence(model),
+        flops_per_token=flops_per_token(model),
+        memory=_memory(config, model, precision, world_size),
     )
 
 
@@ -69,18 +108,90 @@ def count_parameters(model: GPTConfig) -> int:
     124439808
     """
     C = model.n_embd
-    matrices = 12 * C * C  # c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4
-    block = matrices + 2 * C + (11 * C if model.bias else 0)
+    block = _block_matrices(model) + 2 * C + (11 * C if model.bias else 0)
     final = 2 * C if model.bias else C
     return (model.vocab_size + model.context_length) * C + model.n_layer * block + final
 
 
-def _activations_per_sequence(model: GPTConfig) -> int:
-    """Values kept for the backward pass, for one sequence of context_length tokens."""
-    T, C = model.context_length, model.n_embd
-    # A block keeps the two normalised inputs and what they came from (4 C), q, k, v and the scaled q (4 C),
-    # the mixed values (C), and the MLP before and after its GELU (8 C).
-    block = 17 * C
-    scores = 2 * model.n_head * T if model.attention == "masked" else 0  # scores and weights
-    logits = 3 * model.vocab_size  # logits, their log-softmax, its gradient
-    return T * (model.n_layer * (block + scores) + 4 * C + logits)
+def flops_per_token(model: GPTConfig) -> int:
+    """Floating-point operations of training on one token: forward, and twice as many backward.
+
+    6 for each weight that multiplies (Kaplan et al., 2020: a product and a sum, three times), the tied output
+    table included and the looked-up positions left out, and 12 n_layer n_embd context_length for attention,
+    whose closed half is counted too, as PaLM's authors do (Chowdhery et al., 2022, appendix B).
+    """
+    multiplying = count_parameters(model) - model.context_length * model.n_embd
+    return 6 * multiplying + 12 * model.n_layer * model.n_embd * model.context_length
+
+
+def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -> Memory:
+    on_cpu = config.runtime.device in ("auto", "cpu")
+    parameters = count_parameters(model)
+    block_matrices = model.n_layer * _block_matrices(model)
+    micro_batch_size = config.train.micro_batch_size or config.train.batch_size // world_size
+    accumulates = micro_batch_size * world_size < config.train.batch_size
+    muon = config.optim.optimizer == "muon"
+    width = 4 if precision == "fp32" else 2  # bytes of a number in a product
+    B, T, V = micro_batch_size, model.context_length, model.vocab_size
+    # The logits as the model gives them, and in float32 their log-softmax, its gradient and theirs. While
+    # gradients accumulate, the logits of the micro batch before are still there.
+    logits = B * T * V * ((2 if accumulates else 1) * width + 4 + 4 + 4)
+    return Memory(
+        weights=4 * parameters + (0 if width == 4 else width * (block_matrices + V * model.n_embd)),
+        optimizer=4 * (2 * parameters - (block_matrices if muon else 0)),
+        gradients=4 * parameters,
+        activations=B * activation_bytes_per_sequence(model, precision, on_cpu=on_cpu),
+        logits=logits,
+        update=_muon_bytes(model, 4 if on_cpu and width == 4 else 2) if muon else 0,
+    )
+
+
+def activation_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool = True) -> int:
+    """What a forward pass over context_length tokens keeps for the backward pass, in bytes, without logits.
+
+    Under autocast the residual stream stays float32, and what enters a matrix product is kept in `precision`.
+    """
+    T, C, L = model.context_length, model.n_embd, model.n_layer
+    width = 4 if precision == "fp32" else 2
+    # In the products' format a block keeps the normalised inputs of attention and MLP (2 C), q, k and v
+    # (3 C), the mixed values (C), and the MLP's inside before and after its GELU (8 C); in float32 the
+    # residual stream before each of its two parts (2 C), and a mean and a deviation for each LayerNorm.
+    block = width * 14 * C + 4 * (2 * C + 4)
+    final = width * C + 4 * (C + 2)
+    if model.dropout:  # which drawn numbers multiply what attention, MLP and embeddings give
+        mask = 1 if not on_cpu else width
+        block += 2 * mask * C
+        final += (1 if not on_cpu else 4) * C
+    return T * (L * (block + _attention_bytes_per_token(model, width, on_cpu)) + final)
+
+
+def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> int:
+    """What is kept in a block of the scores of one query, all heads together."""
+    scores = model.n_head * model.context_length
+    if model.attention == "masked":
+        dropped = (width + (width if on_cpu else 1)) if model.dropout else 0
+        return scores * (width + dropped)
+    if model.dropout and on_cpu:  # the fused kernel of the CPU knows no dropout: all in float32
+        return scores * 3 * 4 + (4 - width) * 3 * model.n_embd
+    return 4 * model.n_head  # the logarithm of each softmax's sum
+
+
+def _muon_bytes(model: GPTConfig, width: int) -> int:
+    """What Muon's update takes at its worst: on the two MLP matrices of all blocks together."""
+    C = model.n_embd
+    largest = model.n_layer * 8 * C * C
+    grams = model.n_layer * 2 * C * C
+    # In float32 the updates, and the same as one tensor; besides, either that normalised in float32, or the
+    # iterates before and after one round and the two products of rows by rows between them, in the products'
+    # format.
+    return 4 * 2 * largest + max(4 * largest, width * (2 * largest + 2 * grams))
+
+
+def _block_matrices(model: GPTConfig) -> int:
+    """Weights of a block's matrices: c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4."""
+    return 12 * model.n_embd**2
+
+
+def mebibytes(size: int) -> str:
+    """Bytes in MiB, for people."""
+    return f"{size / 2**20:,.0f} MiB"

@@ -193,10 +193,6 @@ def _rehearse(
 
 def _tokens_per_second(size: Size, runtime: Runtime) -> float:
     """How fast a model of this size trains on random bytes, some thousand a step."""
-    tokenizer = CharTokenizer([chr(i) for i in range(256)])
-    noise = np.random.default_rng(0).integers(256, size=100_000, dtype=np.uint16)
-    nothing: dict[str, Any] = {}  # training never looks at it
-    data = TokenData(noise, noise, tokenizer, Meta.model_construct(**nothing))
     config = load_config(
         None,
         {
@@ -206,9 +202,19 @@ def _tokens_per_second(size: Size, runtime: Runtime) -> float:
             "train.batch_size": max(4, 4096 // size.context_length),
         },
     )
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **config.model.model_dump()))
+    return try_speed(config, 256, runtime, 0.3)
+
+
+def try_speed(config: Config, vocab_size: int, runtime: Runtime, seconds: float) -> float:
+    """Tokens per second of training by `config` on random tokens, over at least three steps and `seconds`."""
+    tokenizer = CharTokenizer([chr(0x10000 + i) for i in range(vocab_size)])  # above the surrogates
+    length = max(100_000, 2 * config.model.context_length)
+    noise = np.random.default_rng(0).integers(vocab_size, size=length, dtype=np.uint32)
+    nothing: dict[str, Any] = {}  # training never looks at it
+    data = TokenData(noise, noise, tokenizer, Meta.model_construct(**nothing))
+    model = GPT(GPTConfig(vocab_size=vocab_size, **config.model.model_dump()))
     trainer = Trainer(config, runtime, model, data, CheckpointStore(Path(), keep=1))
-    return trainer.tokens_per_step / _time_steps(trainer, 0.3)
+    return trainer.tokens_per_step / _time_steps(trainer, seconds)
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:
@@ -232,7 +238,8 @@ def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
 
     def needs(size: int) -> int:
         train = config.train.model_copy(update={"micro_batch_size": size})
-        return plan(config.model_copy(update={"train": train}), model, 1).activation_bytes
+        memory = plan(config.model_copy(update={"train": train}), model, None, runtime.precision).memory
+        return memory.activations + memory.logits
 
     while size % 2 == 0 and needs(size) > MEMORY_SHARE * memory:
         size //= 2

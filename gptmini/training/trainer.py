@@ -57,7 +57,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
         write_file(store.run_folder / "config.yaml", dump_config(config).encode())
         path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
         with Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
-            for line in (runtime, plan(config, model.config, len(data.train)), *notes):
+            for line in (runtime, plan(config, model.config, len(data.train), runtime.precision), *notes):
                 metrics.say(str(line))
             metrics.track(config, store.run_folder, trainer.step)
             trainer.run(metrics, stop)

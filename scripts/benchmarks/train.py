@@ -25,6 +25,7 @@ from gptmini.config import GPTConfig, OptimConfig, RuntimeConfig
 from gptmini.model import GPT
 from gptmini.training.loss import next_token_loss
 from gptmini.training.optim import build_optimizers
+from gptmini.training.plan import flops_per_token
 from gptmini.training.runtime import start_runtime
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,14 +129,6 @@ def step_speed(nanogpt: Path | None, rounds: int) -> None:
 
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def flops_per_token(config: GPTConfig) -> float:
-    """Forward and backward: 6 per weight that multiplies, and 12 layers x width x context for attention."""
-    with torch.device("meta"):
-        model = GPT(config)
-    weights = sum(p.numel() for p in model.parameters()) - model.position_embedding.weight.numel()
-    return 6 * weights + 12 * config.n_layer * config.n_embd * config.context_length
 
 
 def our_step(config: GPTConfig, tokens: torch.Tensor, optimizer: str, precision: str) -> Callable[[], None]:
