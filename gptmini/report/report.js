@@ -73,11 +73,13 @@ function specification(plot, values, width) {
     content.runs.forEach((run, i) => {
       if (state.visible[i]) for (const [name, value] of Object.entries(run.references)) shown[`${name} ${value.toFixed(2)}`] = { name, value };
     });
-    const lines = Object.entries(shown).map(([label, { value }]) => ({ label, y: value }));
+    const lowest = Math.min(...Object.values(shown).map(({ value }) => value));
+    // the lowest one's name stands below its line, as two may be nearly equal
+    const lines = Object.entries(shown).map(([label, { value }]) => ({ label, y: value, dy: value === lowest ? 9 : -8 }));
     if (lines.length) {
       const soft = variable("--soft");
       const at = { y: { field: "y", type: "quantitative" } };
-      const label = { type: "text", align: "left", baseline: "bottom", dx: 4, dy: -2, fontSize: 11.5 };
+      const label = { type: "text", align: "left", baseline: "middle", dx: 4, dy: { expr: "datum.dy" }, fontSize: 11.5 };
       const named = { ...at, x: { value: 0 }, text: { field: "label" } };
       layer.push(
         { data: { values: lines }, mark: { type: "rule", strokeDash: [5, 4], color: soft, opacity: 0.8 }, encoding: at },
