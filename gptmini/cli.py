@@ -590,6 +590,8 @@ def _help(command: str, words: Sequence[str]) -> None:
     if command not in _SCHEMAS:
         print(USAGE)
         return
+    if os.environ.get("NO_COLOR"):
+        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"  # tyro does not know the former
     import tyro
 
     schema, place = _SCHEMAS[command], _PLACES.get(command, "CHECKPOINT")

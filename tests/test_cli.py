@@ -1,6 +1,8 @@
 """The front door: every command, exit codes, and mistakes that end in one line."""
 
+import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -306,6 +308,23 @@ def test_ctrl_c_outside_training_ends_quietly_with_130(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
     assert main(["generate", "x", "--prompt", "-"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_help_in_a_terminal_heeds_no_color(no_color, coloured):
+    here, terminal = os.openpty()
+    code = "from gptmini.cli import main; main(['generate', '--help'])"
+    environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=terminal, env=environment):
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the program has ended
+            while block := os.read(here, 4096):
+                shown += block
+    os.close(here)
+    assert b"--max-new-tokens" in shown
+    assert (b"\x1b[" in shown) == coloured
 
 
 @pytest.mark.parametrize(

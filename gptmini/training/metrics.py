@@ -31,18 +31,19 @@ class Metrics:
         earlier = list(read_metrics(path))
         self._lines, self._samples = LineFile(path), LineFile(samples)
         self._trackers: Trackers | None = None
-        self._val_loss = next((line["loss"] for line in reversed(earlier) if line["split"] == "val"), None)
+        self._latest = {line["split"]: line["loss"] for line in earlier}
         self._max_steps = max_steps
         self._tokens_per_step = tokens_per_step
         self._quiet = quiet
         self._started = time.perf_counter() - (earlier[-1]["elapsed_seconds"] if earlier else 0.0)
         self._steps, self._seconds = 0, 0.0  # since the last train line
+        self._speed = ""
         self._bar = tqdm(
             total=max_steps,
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
-            bar_format="step {n_fmt}/{total_fmt} |{bar:20}| {elapsed}, {remaining} left{postfix}",
+            bar_format="step {n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}",
             disable=quiet or not sys.stderr.isatty(),
         )
 
@@ -83,13 +84,13 @@ class Metrics:
         self._lines.append(json.dumps(line))
         if self._trackers is not None:
             self._trackers.log(step, split, line)
-        speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
-        if split == "train":
+        speed = ""
+        if tokens_per_second:
+            speed = self._speed = f"{tokens_per_second:,.0f} tokens/s"
             self._steps, self._seconds = 0, 0.0
-            val = "" if self._val_loss is None else f", val {self._val_loss:.4f}"
-            self._bar.set_postfix_str(f"loss {loss:.4f}{val}, {speed}", refresh=False)
-        else:
-            self._val_loss = loss
+        self._latest[split] = loss
+        losses = [f"{name} {value:.4f}" for name, value in self._latest.items()]
+        self._bar.set_postfix_str(", ".join([*losses, self._speed]), refresh=False)
         if split != "train" or self._bar.disable:
             width = len(str(self._max_steps))
             text = f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
