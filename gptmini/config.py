@@ -502,7 +502,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
+        raise UserError(
+            f"{path}: no such config file; gptmini configs lists those that come with gptmini"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:

@@ -77,9 +77,10 @@ def test_on_a_terminal_one_line_tells_loss_validation_speed_and_time_left(tmp_pa
         for step in (1, 2):
             metrics.count_step(0.5)
             metrics.log(step, "train", 2.0, 1.0, lr=0.1, grad_norm=1.0)
+        metrics.log(2, "val", 2.5, 1.2)
     out, err = capsys.readouterr()
     assert "step  1/10  val    loss 3.0000" in out
     assert "\x1b[3" not in err  # no colours, whatever NO_COLOR says
     last = err.split("\r")[-1]
-    for part in ("step 2/10 |", " left", "loss 2.0000, val 3.0000, 200 tokens/s"):
+    for part in ("step 2/10 |", " left", "loss 2.0000, val 2.5000, 200 tokens/s"):
         assert part in last

@@ -72,7 +72,7 @@ class Broken:
 def test_a_tracker_that_fails_does_not_stop_the_run_and_is_told_of_once(
     make_config, monkeypatch, capsys, where
 ):
-    def start(config, run_folder, first_step):
+    def start(config, run_folder, first_step, quiet):
         if where == "start":
             raise OSError("no server")
         return Broken(where)
@@ -86,12 +86,16 @@ def test_a_tracker_that_fails_does_not_stop_the_run_and_is_told_of_once(
 
 
 def test_wandb_gets_the_figures_of_each_line(make_config, monkeypatch):
-    """With a stand-in for the package, which needs an account and a network."""
-    logged, finished = [], []
+    """With a stand-in for the package, which needs an account and a network; a resumed run keeps its id."""
+    logged, finished, ids = [], [], []
 
     def init(**options):
         assert options["name"] == "run"
-        assert options["config"]["train"]["max_steps"] == 4
+        assert options["config"]["train"]["max_steps"] == 4 + 2 * len(ids)
+        assert options["settings"] == {"silent": True}
+        ids.append(options["id"])
+        made = f"20261126_21000{len(ids)}-{options['id'] or 'k1-x'}"
+        Path(options["dir"], "wandb", f"offline-run-{made}").mkdir(parents=True)
         return SimpleNamespace(
             log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(1)
         )
@@ -104,6 +108,9 @@ def test_wandb_gets_the_figures_of_each_line(make_config, monkeypatch):
         (m["step"], m["loss"]) for m in lines_of(config) if m["split"] == "train"
     ]
     assert finished == [1]
+    train(make_config(["wandb"], max_steps=6), resume=True, quiet=True)
+    train(make_config(["wandb"], max_steps=8), resume=True, quiet=True)
+    assert ids == [None, "k1-x", "k1-x"]
 
 
 def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_written(make_config, monkeypatch):

@@ -89,7 +89,11 @@ class Metrics:
             speed = self._speed = f"{tokens_per_second:,.0f} tokens/s"
             self._steps, self._seconds = 0, 0.0
         self._latest[split] = loss
-        losses = [f"{name} {value:.4f}" for name, value in self._latest.items()]
+        losses = [
+            f"{name} {self._latest[key]:.4f}"
+            for name, key in (("loss", "train"), ("val", "val"))
+            if key in self._latest
+        ]
         self._bar.set_postfix_str(", ".join([*losses, self._speed]), refresh=False)
         if split != "train" or self._bar.disable:
             width = len(str(self._max_steps))
@@ -103,7 +107,7 @@ class Metrics:
 
     def track(self, config: Config, run_folder: Path, first_step: int) -> None:
         """Send what is logged from now on to the trackers that the config names, too."""
-        self._trackers = Trackers(config, run_folder, first_step, self.say)
+        self._trackers = Trackers(config, run_folder, first_step, self._quiet, self.say)
 
     def say(self, text: str) -> None:
         """Show a line, above the bar where there is one."""

@@ -28,7 +28,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the run folder: `tensorboard --logdir runs` shows them."""
 
-    def __init__(self, config: Config, run_folder: Path, first_step: int) -> None:
+    def __init__(self, config: Config, run_folder: Path, first_step: int, quiet: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
@@ -46,11 +46,16 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases, in the project that WANDB_PROJECT names."""
 
-    def __init__(self, config: Config, run_folder: Path, first_step: int) -> None:
+    def __init__(self, config: Config, run_folder: Path, first_step: int, quiet: bool) -> None:
         import wandb
 
         self._run = wandb.init(
-            name=run_folder.name, dir=str(run_folder), config=config.model_dump(mode="json"), resume="allow"
+            id=_latest_id(run_folder / "wandb") if first_step else None,
+            name=run_folder.name,
+            dir=str(run_folder),
+            config=config.model_dump(mode="json"),
+            resume="allow",
+            settings={"silent": quiet},
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -62,7 +67,13 @@ class WandB:
         self._run.finish()
 
 
-_KINDS: dict[str, Callable[[Config, Path, int], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+def _latest_id(folder: Path) -> str | None:
+    """The id of the newest run in wandb's own folder, whose names end with it: run-20261126_210000-ID."""
+    names = [path.name.removeprefix("offline-") for path in folder.glob("*run-*-*")]
+    return max(names).split("-", 2)[2] if names else None
+
+
+_KINDS: dict[str, Callable[[Config, Path, int, bool], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -78,12 +89,12 @@ class Trackers:
     """All trackers of a run, none of which can stop it."""
 
     def __init__(
-        self, config: Config, run_folder: Path, first_step: int, tell: Callable[[str], None]
+        self, config: Config, run_folder: Path, first_step: int, quiet: bool, tell: Callable[[str], None]
     ) -> None:
         self._tell = tell
         self._running: dict[str, Tracker] = {}
         for name in config.train.trackers:
-            self._guard(name, partial(self._start, name, config, run_folder, first_step))
+            self._guard(name, partial(self._start, name, config, run_folder, first_step, quiet))
 
     def log(self, step: int, split: str, line: Mapping[str, object]) -> None:
         """Send the figures of a line of metrics.jsonl, named as in `loss/train`."""
@@ -100,8 +111,8 @@ class Trackers:
         for name, tracker in list(self._running.items()):
             self._guard(name, tracker.close)
 
-    def _start(self, name: str, config: Config, run_folder: Path, first_step: int) -> None:
-        self._running[name] = _KINDS[name](config, run_folder, first_step)
+    def _start(self, name: str, config: Config, run_folder: Path, first_step: int, quiet: bool) -> None:
+        self._running[name] = _KINDS[name](config, run_folder, first_step, quiet)
 
     def _guard(self, name: str, action: Callable[[], None]) -> None:
         try:
