@@ -49,7 +49,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
     tensor([2., 3., 5.])
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    scores.masked_fill_(~mask, -math.inf)
+    scores.detach().masked_fill_(~mask, -math.inf)  # unseen by autograd: closed scores get gradient 0 anyway
     weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S), rows sum to 1
     return weights @ v  # (B, H, T, D)
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from gptmini.config import TokenizerConfig
 from gptmini.data import tokenizer as tokenizer_module
-from gptmini.data.corpus import Corpus
+from gptmini.data.corpus import Chunk, Corpus
 from gptmini.data.documents import Document
 from gptmini.data.named import cache_folder
 from gptmini.data.tokenizer import GPT2_DIGEST, build_tokenizer, load_tokenizer
@@ -336,3 +336,24 @@ def test_any_script_can_be_learned_saved_and_read_back(text, kind, tmp_path):
     assert load_tokenizer(saved(tokenizer, tmp_path)).encode(text) == ids
     if kind == "bpe":
         assert len(ids) < len(text.encode())
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@pytest.mark.parametrize(
+    "texts", [["one  ", " two\n\n", "", "three<|endof", "text|>", "\t é"], ["<|endoftext|>", "a"]]
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_chunks_encoded_together_have_the_ids_of_chunks_encoded_one_by_one(kind, texts, parts):
+    tokenizer = TOKENIZERS[kind]
+    chunks = [Chunk(text.encode(), "x", 0, (i + 1) % parts == 0) for i, text in enumerate(texts)]
+    ids = []
+    for chunk in chunks:
+        ids += tokenizer.encode(chunk.data.decode())
+        ids += [tokenizer.end_of_text] if chunk.ends_document else []
+    assert tokenizer.encode_chunks(chunks).tolist() == ids
+
+
+def test_what_is_not_utf8_among_many_documents_is_named():
+    chunks = [Chunk(b"good", "a.txt", 0, True), Chunk(b"bad\xff", "b.txt", 5, True)]
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 8"):
+        TOKENIZERS["bpe"].encode_chunks(chunks)

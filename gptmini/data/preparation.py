@@ -341,12 +341,7 @@ def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> I
 
 def _encode_batch(tokenizer: Tokenizer, batch: list[Chunk], dtype: np.dtype) -> bytes:
     """The ids of chunks, with the end of text behind each document."""
-    end_of_text = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    parts: list[np.ndarray | list[int]] = []
-    for chunk in batch:
-        parts.append(tokenizer.encode_bytes(chunk.data, chunk.source, chunk.offset))
-        parts.append(end_of_text if chunk.ends_document else [])
-    return np.concatenate(parts).astype(dtype).tobytes()
+    return tokenizer.encode_chunks(batch).astype(dtype).tobytes()
 
 
 def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:

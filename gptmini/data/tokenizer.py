@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from tiktoken_ext import openai_public
 
 from gptmini.config import TokenizerConfig
-from gptmini.data.corpus import Corpus, character_boundary
+from gptmini.data.corpus import Chunk, Corpus, character_boundary
 from gptmini.data.named import cache_folder
 from gptmini.errors import DamagedError, UserError
 
@@ -61,6 +61,15 @@ class Tokenizer(ABC):
         Raises UserError naming the place where the data is not UTF-8, which `bytes` does not mind, or
         where a character has no id.
         """
+
+    def encode_chunks(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """The ids, uint32 (n,), of chunks in their order, with the end of text behind each document."""
+        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.uint32)
+        parts = []
+        for chunk in chunks:
+            parts.append(self.encode_bytes(chunk.data, chunk.source, chunk.offset))
+            parts.append(end if chunk.ends_document else end[:0])
+        return np.concatenate(parts)
 
     @abstractmethod
     def _huggingface_model(self) -> dict[str, Any]:
@@ -162,7 +171,9 @@ class BytePairTokenizer(Tokenizer):
             self.kind,
             pat_str=openai_public.r50k_pat_str,
             mergeable_ranks=ids,
-            special_tokens={END_OF_TEXT: len(self.tokens)},  # never used, but encode_to_numpy is slow without
+            special_tokens={
+                END_OF_TEXT: len(self.tokens)
+            },  # between documents; and encode_to_numpy needs one
         )
         self._id_of_byte = np.array([ids[byte] for byte in BYTES], dtype=np.uint32)
 
@@ -176,6 +187,23 @@ class BytePairTokenizer(Tokenizer):
             return self._id_of_byte[np.frombuffer(data, dtype=np.uint8)]
         text = _decode_utf8(data, source, offset)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def encode_chunks(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """The same as Tokenizer's, by one call of tiktoken where that can be: behind each call a thread may
+        wait longer for its turn in Python than the call took."""
+        end = END_OF_TEXT.encode()
+        joined = b"".join(chunk.data + end for chunk in chunks)
+        if not (self.merges and all(chunk.ends_document for chunk in chunks)) or joined.count(end) > len(
+            chunks
+        ):
+            return super().encode_chunks(chunks)
+        try:
+            text = joined.decode()
+        except UnicodeDecodeError:
+            return super().encode_chunks(chunks)  # which names the place
+        ids = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        ends = ids == len(self.tokens)
+        return ids[~ends] if self.end_of_text is None else np.where(ends, np.uint32(self.end_of_text), ids)
 
     def _huggingface_model(self) -> dict[str, Any]:
         vocabulary = {_to_unicode(token): i for i, token in enumerate(self.tokens) if token}

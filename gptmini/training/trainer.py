@@ -137,14 +137,15 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
         limit = self.config.optim.grad_clip or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.stop_if_diverged(loss.item(), grad_norm.item(), starts)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        nats, grad_norm = torch.stack((loss, norm)).tolist()  # the only wait for the device in a step
+        self.stop_if_diverged(nats, grad_norm, starts)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)  # type: ignore[arg-type]  # it calls step only
         self.scaler.update()
         self.model.zero_grad()
-        bits = bits_per_byte(loss.item() * self.tokens_per_step, text_bytes)
-        return StepResult(loss.item(), bits, grad_norm.item(), time.perf_counter() - started)
+        bits = bits_per_byte(nats * self.tokens_per_step, text_bytes)
+        return StepResult(nats, bits, grad_norm, time.perf_counter() - started)
 
     def stop_if_diverged(self, loss: float, grad_norm: float, starts: np.ndarray) -> None:
         """Raise DivergedError where a number is not finite; the weights are then still the last good ones.
