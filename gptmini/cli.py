@@ -128,7 +128,7 @@ class GenerateOptions(SamplingOptions):
     truncate_prompt: Literal["left"] | None = Field(
         None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
     )
-    seed: int | None = Field(None, ge=0, description="The same seed gives the same text.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same text.")
     interactive: bool = Field(False, description="A terminal session: type text, watch the model go on.")
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the weights.")

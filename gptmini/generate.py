@@ -74,8 +74,8 @@ def generate(
     batch sizes, and the cache, add in another order: logits agree to about 1e-6, so a text could differ
     where two tokens tie, or a draw falls, that closely.)
 
-    Raises UserError for prompts that are empty, longer than the context or outside the vocabulary, and for
-    impossible options.
+    Raises UserError for prompts that are empty or longer than the context, for ids outside the vocabulary,
+    and for impossible options.
 
     New tokens are joined to the prompt by `torch.cat`, along the dimension of time:
 
@@ -84,12 +84,15 @@ def generate(
             [5, 6, 7]])
     """
     prompts = _lists(tokens)
+    rules = build_sampling(**sampling)
+    _check_id(model, "stop_token", stop_token)
+    _check_id(model, "no_repeat_token", rules.no_repeat_token)
     added: list[list[int]] = [[] for _ in prompts]
     scores: list[list[float]] = [[] for _ in prompts]
     for token in generate_tokens(
         model,
         prompts,
-        build_sampling(**sampling),
+        rules,
         max_new_tokens=max_new_tokens,
         seed=seed,
         is_end=lambda row, token: token == stop_token,
@@ -319,7 +322,7 @@ def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool)
 
 
 def _check(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int | None) -> None:
-    vocab_size, context_length = model.config.vocab_size, model.config.context_length
+    context_length = model.config.context_length
     for name, value in (("max_new_tokens", max_new_tokens), ("seed", 0 if seed is None else seed)):
         if type(value) is not int or value < 0:
             raise UserError(f"{name} = {value} must be a whole number of at least 0")
@@ -332,8 +335,13 @@ def _check(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, se
                 "it, or keep its end only (--truncate-prompt left; truncate_prompt=True)"
             )
         for token in (min(prompt), max(prompt)):
-            if not 0 <= token < vocab_size:
-                raise UserError(f"token id {token} is outside the model's vocabulary of {vocab_size}")
+            _check_id(model, "token id", token)
+
+
+def _check_id(model: GPT, name: str, token: int | None) -> None:
+    vocab_size = model.config.vocab_size
+    if token is not None and (type(token) is not int or not 0 <= token < vocab_size):
+        raise UserError(f"{name} {token} is outside the model's vocabulary of {vocab_size}")
 
 
 def _row_generators(prompts: Sequence[Sequence[int]], seed: int | None) -> dict[int, random.Random]:

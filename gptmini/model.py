@@ -58,6 +58,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) ->
     """The same as `masked` in one fused kernel, which never stores the (T, S) scores."""
     if q.shape[-2] == k.shape[-2]:  # the whole triangle: kernels that know it skip the closed half
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    if q.shape[-2] == 1 and mask.dim() == 2:  # one new token looks at all of the past
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 

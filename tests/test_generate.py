@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import gptmini
 from gptmini.checkpoint.store import load
 from gptmini.config import GPTConfig, TokenizerConfig
+from gptmini.cpu_linear import speed_up
 from gptmini.data.tokenizer import CharTokenizer, Tokenizer, build_tokenizer
 from gptmini.errors import UserError
 from gptmini.generate import generate, generate_text, generate_tokens, stream, window_start
@@ -74,6 +75,30 @@ def test_a_batch_of_unequal_prompts_equals_transformers_padded_batch(model, dire
     for row, result, theirs in zip(rows, ours, expected, strict=True):
         end = theirs.index(256) + 1 if 256 in theirs else len(theirs)
         assert result[len(row) :] == theirs[:end]
+
+
+def test_greedy_equals_transformers_at_the_shape_of_gpt2_124m(tmp_path, long):
+    if not long:
+        pytest.skip("takes minutes: --long")
+    torch.manual_seed(0)
+    config = GPT2Config(bos_token_id=256, eos_token_id=None, initializer_range=0.1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model, _ = load(tmp_path)
+    (row,) = prompts(1, 32).tolist()
+    new = config.n_positions - len(row)
+    expected = transformers_generate(tmp_path, torch.tensor([row]), max_new_tokens=new).tolist()
+    assert generate(model, [row], max_new_tokens=new, temperature=0) == expected
+    assert len(set(expected[0][32:])) > 100  # weights of GPT-2's initial size would repeat one token
+
+    rows = [prompts(1, n, seed=n)[0].tolist() for n in (1, 30, 60, 61, 100, 101, 150, 200)]
+    new = config.n_positions - 200
+    padded = torch.tensor([[256] * (200 - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (200 - len(row)) + [1] * len(row) for row in rows])
+    expected = transformers_generate(tmp_path, padded, mask, max_new_tokens=new)[:, 200:].tolist()
+    ours = generate(model, rows, max_new_tokens=new, temperature=0)
+    assert [text[len(row) :] for text, row in zip(ours, rows, strict=True)] == expected
+    faster = generate(speed_up(model), [rows[1]], max_new_tokens=new, temperature=0)
+    assert faster == [rows[1] + expected[1]]
 
 
 SAMPLERS = [
@@ -194,6 +219,36 @@ def test_a_row_that_ends_early_is_filled_up_with_the_stop_token(model):
 def test_bfloat16_weights_generate(directory):
     model = load(directory)[0].bfloat16()
     assert generate(model, prompts(2, 5), max_new_tokens=2 * CONTEXT, seed=0).shape == (2, 5 + 2 * CONTEXT)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_greedy_text_on_cuda_is_that_of_the_cpu(model, directory, batch):
+    tokens, n = prompts(batch, 5), 2 * CONTEXT
+    expected = generate(model, tokens, max_new_tokens=n, temperature=0)
+    on_cuda = load(directory, "cuda")[0]
+    for use_cache in (True, False):
+        got = generate(on_cuda, tokens.cuda(), max_new_tokens=n, temperature=0, use_cache=use_cache)
+        assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_cached_equals_uncached_on_cuda(directory, sampler):
+    on_cuda, rows = load(directory, "cuda")[0], prompts(3, 5).tolist()
+    rows[1] = rows[1][:2]
+    cached = generate(on_cuda, rows, max_new_tokens=2 * CONTEXT, **sampler)
+    assert cached == generate(on_cuda, rows, max_new_tokens=2 * CONTEXT, use_cache=False, **sampler)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_bfloat16_weights_generate_on_cuda(model, directory):
+    on_cuda = speed_up(load(directory, "cuda")[0], "bf16")
+    tokens = prompts(2, 5)
+    with torch.inference_mode():
+        expected, got = model(tokens), on_cuda(tokens.cuda()).float().cpu()
+    assert (got - expected).norm() / expected.norm() < 0.03
+    assert generate(on_cuda, tokens, max_new_tokens=2 * CONTEXT, seed=0).shape == (2, 5 + 2 * CONTEXT)
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(model):
@@ -334,6 +389,10 @@ def test_special_token_text_surrogates_and_nul_are_plain_text(model, tokenizer):
         ({"seed": 1.5}, "seed = 1.5 must be a whole number"),
         ({"seed": "a"}, "seed = a must be a whole number"),
         ({"seed": -1}, "seed = -1"),
+        ({"stop_token": 257}, "stop_token 257 is outside the model's vocabulary of 257"),
+        ({"stop_token": -1}, "stop_token -1 is outside"),
+        ({"stop_token": 1.5}, "stop_token 1.5 is outside"),
+        ({"no_repeat_token": 257}, "no_repeat_token 257 is outside the model's vocabulary of 257"),
         ({"top_q": 1}, "unknown key top_q; did you mean top_"),
     ],
 )
