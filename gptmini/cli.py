@@ -177,6 +177,14 @@ class ReportOptions(Section):
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
+class ConfigsOptions(Section):
+    """List the configs to start from, or print the one called NAME."""
+
+
+class CompletionOptions(Section):
+    """Print a script that teaches your shell the commands and options."""
+
+
 _SCHEMAS: dict[str, type[Section]] = {
     "train": TrainOptions,
     "generate": GenerateOptions,
@@ -186,10 +194,14 @@ _SCHEMAS: dict[str, type[Section]] = {
     "export": ExportOptions,
     "import-nanogpt": ImportNanogptOptions,
     "report": ReportOptions,
+    "configs": ConfigsOptions,
+    "completion": CompletionOptions,
 }
 _PLACES = {
     "import-nanogpt": "CKPT.pt OUT",
     "report": "RUN [RUN ...]",
+    "configs": "[NAME]",
+    "completion": "bash | zsh | fish",
 }  # what stands after the other commands is a CHECKPOINT
 
 
@@ -587,9 +599,6 @@ def _read(word: str, node: Mapping[str, Any]) -> Any:
 
 def _help(command: str, words: Sequence[str]) -> None:
     """Print every option of a command with its type, sentence and default: the file's, where one is given."""
-    if command not in _SCHEMAS:
-        print(USAGE)
-        return
     if os.environ.get("NO_COLOR"):
         os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"  # tyro does not know the former
     import tyro
