@@ -64,7 +64,7 @@ class Plan:
         """Why this corpus is too small for this model, or None."""
         if self.corpus_tokens is None or self.epochs is None:
             return None
-        if self.parameters > 5 * self.corpus_tokens or self.epochs > 30:
+        if (self.epochs > 1 and self.parameters > 5 * self.corpus_tokens) or self.epochs > 30:
             return (
                 f"the corpus is small for this run: {self.parameters:,} parameters see "
                 f"{self.corpus_tokens:,} tokens {self.epochs:.1f} times and may learn them by heart; "
