@@ -252,8 +252,15 @@ def _run(command: str = "--help", *words: str) -> None:
 def _fail(error: object, exit_code: int) -> int:
     """One line, whatever is in it."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-    print(f"gptmini: {line}", file=sys.stderr)
+    if not ("TORCHELASTIC_RUN_ID" in os.environ and _said_by_another_rank(line)):
+        print(f"gptmini: {line}", file=sys.stderr, flush=True)
     return exit_code
+
+
+def _said_by_another_rank(line: str) -> bool:
+    from gptmini.training.parallel import said_already
+
+    return said_already(line)
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -273,6 +280,8 @@ def _train(words: Sequence[str]) -> None:
         raise UserError("--minutes is for new weights: with train.init_from, train.max_steps says how long")
     with _ctrl_c_ends_at_once():
         if path is None and not from_weights:
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
             from gptmini.training.sizing import choose_config
 
             config = choose_config(

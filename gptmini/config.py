@@ -230,7 +230,21 @@ class RuntimeConfig(Section):
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
-        "auto", description="CPU threads."
+        "auto",
+        description="CPU threads of a process; auto: under torchrun, the processes share the cores.",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="Under torchrun, ddp: every process holds the model; fsdp: every process holds a share.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute each block again in the backward pass, to keep less in memory."
+    )
+    rank_timeout_seconds: float = Field(
+        600.0,
+        gt=0.0,
+        le=1e6,
+        description="Under torchrun, how long a process waits for the others before the run ends.",
     )
 
 

@@ -25,6 +25,12 @@ class InUseError(OSError):
     exit_code = 5
 
 
+class LostRankError(ConnectionError):
+    """Another process of the same training has ended, hangs, or cannot be reached."""
+
+    exit_code = 1
+
+
 class Stopped(Exception):
     """A signal asked training to stop, and everything was saved."""
 

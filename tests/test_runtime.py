@@ -62,7 +62,7 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back(number):
         assert not stop
         os.kill(os.getpid(), number)
         assert stop
-        assert str(stop) == signal.Signals(number).name
+        assert int(stop) == number
     assert signal.getsignal(number) is before
 
 

@@ -61,9 +61,9 @@ class Checkpoint:
     """A training run between two steps."""
 
     step: int
-    model: dict[str, Tensor]
+    model: Mapping[str, Tensor]
     """GPT's state dict."""
-    optimizer: dict[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     """Optimizer state under flat names."""
     state: TrainingState
 

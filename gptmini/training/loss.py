@@ -22,7 +22,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def bits_per_byte(nats: float, text_bytes: int) -> float:
+def bits_per_byte(nats: float, text_bytes: float) -> float:
     """The loss of a whole text, in bits per byte: what an ideal compressor with this model would need.
 
     >>> bits_per_byte(math.log(2) * 300, text_bytes=100)
@@ -57,17 +57,21 @@ def evaluate(
 ) -> Evaluation:
     """The model's loss over all `batches` of (inputs, targets), without dropout, in a fixed order.
 
+    The ranks of `runtime` share the batches, and all get the same result.
+
     `count_bytes` says how many bytes of text the targets stand for. Uses no randomness, so evaluating more
     or less often changes nothing in training.
     """
     training = model.training
     model.eval()
-    nats, tokens, text_bytes = 0.0, 0, 0
-    for inputs, targets in batches:
+    nats, tokens, text_bytes = 0.0, 0.0, 0.0
+    for inputs, targets in runtime.ranks.share_out(batches):
         with runtime.autocast():
             logits = model(runtime.place(inputs))
-        nats += next_token_loss(logits, runtime.place(targets)).item() * targets.numel()
-        tokens += targets.numel()
-        text_bytes += count_bytes(targets)
+        if len(targets):
+            nats += next_token_loss(logits, runtime.place(targets)).item() * targets.numel()
+            tokens += targets.numel()
+            text_bytes += count_bytes(targets)
     model.train(training)
-    return Evaluation(nats / tokens, bits_per_byte(nats, text_bytes), tokens)
+    nats, tokens, text_bytes = runtime.ranks.sum(nats, tokens, text_bytes)
+    return Evaluation(nats / tokens, bits_per_byte(nats, text_bytes), int(tokens))

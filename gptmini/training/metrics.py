@@ -131,6 +131,34 @@ class Metrics:
         self._lines.close()
 
 
+class NoMetrics(Metrics):
+    """What the ranks that do not write report: nothing."""
+
+    def __init__(self) -> None:
+        """Open no file."""
+
+    def count_step(self, seconds: float) -> None:
+        """Take no note."""
+
+    def log(self, *figures: object) -> None:
+        """Write nothing."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Write nothing."""
+
+    def track(self, config: Config, run_folder: Path, first_step: int) -> None:
+        """Send nothing."""
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
+    def sync(self) -> None:
+        """Nothing is to outlive a power loss."""
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
 def _step_of(line: bytes) -> float:
     """The step of a line; infinite where a power loss has left something else than a line."""
     try:

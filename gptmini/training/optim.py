@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from gptmini.config import OptimConfig
+from gptmini.training.parallel import local, own_share, put_whole, whole_of_share
 
 Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their weight decay
 
@@ -95,10 +96,10 @@ class AdamW(Optimizer):
         """Move the parameters of one group."""
         states = [self.state[p] for p in parameters]
         adamw(
-            list(parameters),
+            [local(p) for p in parameters],
             _gradients(parameters),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -132,15 +133,16 @@ class Muon(Optimizer):
         """Move the parameters of one group, all that share a shape, or its transpose, at once."""
         for same in _by_shape(parameters):
             gradients = _gradients(same)
-            buffers = [self.state[p]["momentum_buffer"] for p in same]
+            buffers = [local(self.state[p]["momentum_buffer"]) for p in same]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov: look one step ahead
-            moves = orthogonalize(torch.stack([_wide(u) for u in updates]), self.dtype)
-            torch._foreach_mul_(same, 1 - lr * weight_decay)
+            full = [whole_of_share(u, p) for u, p in zip(updates, same, strict=True)]
+            moves = orthogonalize(torch.stack([_wide(u) for u in full]), self.dtype)
+            torch._foreach_mul_([local(p) for p in same], 1 - lr * weight_decay)
             for p, move in zip(same, moves, strict=True):
                 rows, columns = p.shape
                 scale = math.sqrt(max(1.0, rows / columns))
-                p.add_(move if rows <= columns else move.mT, alpha=-lr * scale)
+                local(p).add_(own_share(move if rows <= columns else move.mT, p), alpha=-lr * scale)
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -169,7 +171,7 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]  # every parameter of a GPT has one
+    return [local(p.grad) for p in parameters if p.grad is not None]  # every parameter of a GPT has one
 
 
 def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -228,17 +230,17 @@ def load_optimizer_tensors(
 ) -> None:
     """Put back what `optimizer_tensors` took. Raises ValueError where it is not exactly that."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, quantity = key.rpartition("/")
-        states.setdefault(name, {})[quantity] = value
+    left = set(tensors)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for p in group["params"]:
-                state = states.pop(names[p], {})
-                shapes = {quantity: value.shape for quantity, value in optimizer.initial_state(p).items()}
-                if shapes != {quantity: value.shape for quantity, value in state.items()}:
-                    raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
-                optimizer.state[p] = {quantity: value.to(p.device) for quantity, value in state.items()}
-    if states:
-        raise ValueError(f"the saved optimizer state is of another model too: {next(iter(states))!r:.100}")
+                optimizer.state[p] = state = optimizer.initial_state(p)
+                for quantity, initial in state.items():
+                    key = f"{names[p]}/{quantity}"
+                    value = tensors.get(key)
+                    if value is None or value.shape != initial.shape or value.dtype != initial.dtype:
+                        raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
+                    put_whole(initial, value)
+                    left.remove(key)
+    if left:
+        raise ValueError(f"the saved optimizer state is of another model too: {min(left)!r:.100}")

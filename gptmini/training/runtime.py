@@ -18,6 +18,7 @@ import torch
 
 from gptmini.config import RuntimeConfig
 from gptmini.errors import UserError
+from gptmini.training.parallel import Ranks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,6 +31,7 @@ class Runtime:
     precision: str
     threads: int
     compile: bool
+    ranks: Ranks = Ranks()  # noqa: RUF009  # frozen
 
     def autocast(self) -> torch.autocast:
         """The forward pass in the run's number format; weights, gradients and loss stay float32."""
@@ -60,29 +62,35 @@ class Runtime:
             "precision": self.precision,
             "threads": str(self.threads),
             "compile": str(self.compile).lower(),
+            "ranks": str(self.ranks),
         }
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
-        return f"{self.environment()['device']}, {self.precision}{threads}, torch {torch.__version__}"
+        ranks = f"{self.ranks.count} ranks{self.ranks.how}, each " if self.ranks.count > 1 else ""
+        return f"{ranks}{self.environment()['device']}, {self.precision}{threads}, torch {torch.__version__}"
 
 
-def start_runtime(config: RuntimeConfig) -> Runtime:
+def start_runtime(config: RuntimeConfig, ranks: Ranks = Ranks()) -> Runtime:  # noqa: B008  # frozen
     """Resolve what is `auto`, set the process up for it, and say what was chosen.
 
     Raises UserError where the config asks for what this machine does not have.
     """
-    device = find_device(config.device)
+    device = find_device(config.device) if ranks.count == 1 else _find_device_of_rank(config.device, ranks)
     if config.precision == "fp16" and device.type != "cuda":
         raise UserError(f"runtime.precision = fp16 needs a CUDA device, not {device}; use fp32 or bf16")
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
+    elif ranks.count > 1:  # torchrun asks for one thread, wherever the user does not
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_count))
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: float32 range, 10 mantissa bits, tensor cores
     precision = _fastest_precision(device) if config.precision == "auto" else config.precision
-    return Runtime(device, precision, torch.get_num_threads(), config.compile)
+    if ranks.sharded and precision == "fp16":
+        raise UserError("runtime.precision = fp16 does not go with runtime.parallel = fsdp; use bf16 or fp32")
+    return Runtime(device, precision, torch.get_num_threads(), config.compile, ranks)
 
 
 def keep_freed_memory() -> None:
@@ -135,6 +143,23 @@ def peak_memory_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _find_device_of_rank(name: str, ranks: Ranks) -> torch.device:
+    """One of this machine's GPUs for each rank, or the CPU for all; UserError where that cannot be."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"runtime.device = {name} is one device, but there are {ranks.count} ranks; use auto")
+    if name == "cpu":
+        return torch.device("cpu")
+    if ranks.local_count > torch.cuda.device_count():
+        raise UserError(
+            f"runtime.device = cuda: {ranks.local_count} ranks on this machine need as many GPUs, but it has "
+            f"{_cuda_devices()}; use a smaller --nproc-per-node"
+        )
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)
+
+
 def cpu_name() -> str:
     """The processor's instruction set as PyTorch uses it, such as AVX2: two machines of one set agree."""
     return torch.backends.cpu.get_cpu_capability()
@@ -161,18 +186,18 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.received = 0
 
     def __bool__(self) -> bool:
-        return self.received is not None
+        return self.received != 0
 
-    def __str__(self) -> str:
-        return self.received or "no signal"
+    def __int__(self) -> int:
+        return self.received
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             os._exit(128 + number)
-        self.received = signal.Signals(number).name
+        self.received = number
 
 
 @contextlib.contextmanager

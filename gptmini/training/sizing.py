@@ -100,7 +100,7 @@ def choose_config(
     config = load_config(None, values)
 
     if "train.max_steps" not in overrides:
-        model, data = build_model_and_data(config, quiet)
+        model, data = build_model_and_data(config, runtime, quiet)
         step_seconds, pause_seconds = _rehearse(config, runtime, model, data, seconds)
         left = seconds - (time.monotonic() - started) - reading_seconds - pause_seconds
         values |= {**choose_steps(int(left / step_seconds)), **overrides}

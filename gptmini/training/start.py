@@ -1,7 +1,7 @@
 """Where a run begins: random weights, another model's weights, or its own last checkpoint."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from gptmini.data.tokenizer import Tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.model import GPT
 from gptmini.training.optim import Optimizer, load_optimizer_tensors
+from gptmini.training.parallel import Ranks, put_whole
+from gptmini.training.runtime import DTYPES, Runtime
 
 
 def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
@@ -36,6 +38,15 @@ def refuse_another_run(store: CheckpointStore, resume: bool) -> None:
         )
 
 
+@contextmanager
+def take_run_folder(store: CheckpointStore, resume: bool) -> Iterator[None]:
+    """Make the run folder this run's own for as long as the block lasts, and clear away what a kill left."""
+    with lock_run_folder(store):
+        refuse_another_run(store, resume)  # once more: a faster process may have begun one meanwhile
+        store.clean()
+        yield
+
+
 def lock_run_folder(store: CheckpointStore) -> AbstractContextManager[None]:
     """Make the run folder, if it is new, and keep others out of it; UserError where it cannot be made."""
     try:
@@ -49,21 +60,24 @@ def lock_run_folder(store: CheckpointStore) -> AbstractContextManager[None]:
         ) from None
 
 
-def build_model_and_data(config: Config, quiet: bool) -> tuple[GPT, TokenData]:
+def build_model_and_data(config: Config, runtime: Runtime, quiet: bool) -> tuple[GPT, TokenData]:
     """The first weights and the tokenized corpus; the two share a tokenizer.
 
     With `train.init_from`, weights and tokenizer come from there, a folder or a name on the Hugging Face Hub
     (positions past a shorter `model.context_length` are dropped); otherwise the weights are random, decided
     by `train.seed` alone. Raises UserError where the config asks for another shape or tokenizer.
     """
-    length = config.model.context_length
+    length, ranks = config.model.context_length, runtime.ranks
     if config.train.init_from is None:
-        data = prepare(config.data, config.tokenizer, length, quiet)
-        torch.manual_seed(config.train.seed)
-        return GPT(GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())), data
+        with ranks.one_first():
+            data = prepare(config.data, config.tokenizer, length, quiet)
+        shape = GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())
+        return _random_model(shape, config, runtime), data
 
     name = f"train.init_from = {config.train.init_from}"
-    source, tokenizer = load(find_weights(config.train.init_from))
+    with ranks.one_first():
+        folder = find_weights(config.train.init_from)
+    source, tokenizer = load(folder)
     if tokenizer is not None:
         _check_tokenizer(config.tokenizer, tokenizer, name)
     fixed = ("n_layer", "n_head", "n_embd", "bias")
@@ -76,17 +90,26 @@ def build_model_and_data(config: Config, quiet: bool) -> tuple[GPT, TokenData]:
             f"model.context_length = {length}: {name} has positions for {source.config.context_length} "
             "tokens only"
         )
-    data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
+    with ranks.one_first():
+        data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
     wanted = GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())
     if wanted.vocab_size != source.config.vocab_size:
         raise UserError(
             f"the tokenizer's vocab_size = {wanted.vocab_size}, but {name} has {source.config.vocab_size}"
         )
-    model = GPT(wanted)
-    weights = source.state_dict()
+    weights: dict[str, torch.Tensor] = dict(source.named_parameters())
     weights["position_embedding.weight"] = weights["position_embedding.weight"][:length]
-    model.load_state_dict(weights)
+    model = _random_model(wanted, config, runtime)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            put_whole(parameter, weights[parameter_name])
     return model, data
+
+
+def _random_model(shape: GPTConfig, config: Config, runtime: Runtime) -> GPT:
+    """New weights, decided by `train.seed` alone."""
+    torch.manual_seed(config.train.seed)
+    return runtime.ranks.build(shape, runtime.device, DTYPES[runtime.precision])
 
 
 def _check_tokenizer(config: TokenizerConfig, found: Tokenizer, name: str) -> None:
@@ -144,21 +167,34 @@ def check_resumable(
             "put the old text back, or start a run in another folder with train.init_from"
         )
     reasons = [f"{key} was {then.get(key)} and is now {now[key]}" for key in changed if _decides_bits(key)]
+    before = {"ranks": "1", **saved.environment}  # the first checkpoints knew of one only
     reasons += [
-        f"{key} was {saved.environment.get(key)} and is now {value}"
+        f"{key} was {before.get(key)} and is now {value}"
         for key, value in environment.items()
-        if saved.environment.get(key) != value
+        if before.get(key) != value
     ]
     return "resumed, but not bit for bit, because " + "; ".join(reasons) if reasons else None
+
+
+def latest_checkpoint(store: CheckpointStore, ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:
+    """`store.latest()` on every rank: the writing one reads, and tells the others."""
+    checkpoint, notes = store.latest() if ranks.writes else (None, [])
+    state = ranks.tell(checkpoint.state.model_dump_json() if checkpoint else "")
+    if not state or ranks.count == 1:
+        return checkpoint, notes
+    model, optimizer = (checkpoint.model, checkpoint.optimizer) if checkpoint else ({}, {})
+    told = TrainingState.model_validate_json(state)
+    return Checkpoint(told.step, ranks.spread(model), ranks.spread(optimizer), told), notes
 
 
 def put_back(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Weights and optimizer state of a checkpoint; DamagedError where they are not those of this model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name not in checkpoint.model or checkpoint.model[name].shape != parameter.shape:
+            weights = checkpoint.model.get(name)
+            if weights is None or weights.shape != parameter.shape:
                 raise DamagedError(f"step {checkpoint.step}: model.safetensors does not fit {name}")
-            parameter.copy_(checkpoint.model[name])
+            put_whole(parameter, weights)
     if checkpoint.state.grad_scaler and not checkpoint.optimizer:
         return  # every update so far was skipped, as float16 gradients overflowed
     try:

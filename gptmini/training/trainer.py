@@ -1,7 +1,9 @@
 """The training loop: batches in, weights out."""
 
 import math
+import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,23 +18,24 @@ from gptmini.errors import DivergedError, Stopped
 from gptmini.generate import generate_text
 from gptmini.model import GPT
 from gptmini.training.loss import bits_per_byte, evaluate, next_token_loss
-from gptmini.training.metrics import Metrics
+from gptmini.training.metrics import Metrics, NoMetrics
 from gptmini.training.optim import (
     build_optimizers,
     learning_rate_factor,
     optimizer_tensors,
     set_learning_rate,
 )
+from gptmini.training.parallel import checkpoint_activations, join_ranks, whole
 from gptmini.training.plan import plan
 from gptmini.training.runtime import Runtime, StopSignal, seed_everything, start_runtime, stop_signal
 from gptmini.training.start import (
     build_model_and_data,
     check_resumable,
-    lock_run_folder,
+    latest_checkpoint,
     put_back,
-    refuse_another_run,
     refuse_used_folder,
     resolve_tokenizer,
+    take_run_folder,
 )
 from gptmini.training.trackers import check_trackers
 
@@ -40,28 +43,39 @@ from gptmini.training.trackers import check_trackers
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     """Train by `config` into the run folder `config.train.out_dir`; with `resume`, go on where it stands.
 
-    Raises UserError for what cannot be trained (before anything is written to the run folder), DivergedError,
-    DamagedError, InUseError, and Stopped when a signal came and everything was saved.
+    Started by torchrun, the processes train one model together. Raises UserError for what cannot be trained
+    (before anything is written to the run folder), DivergedError, DamagedError, InUseError, LostRankError,
+    and Stopped when a signal came and everything was saved.
     """
     check_trackers(config.train.trackers)
-    runtime = start_runtime(config.runtime)
-    store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
-    refuse_used_folder(store, resume)
-    model, data = build_model_and_data(config, quiet)
-    config = resolve_tokenizer(config, data.tokenizer)
-    with lock_run_folder(store), stop_signal() as stop:
-        refuse_another_run(store, resume)  # once more: a faster process may have begun one meanwhile
-        store.clean()
-        trainer = Trainer(config, runtime, model, data, store)
-        notes = trainer.restore() if resume else []
-        write_file(store.run_folder / "config.yaml", dump_config(config).encode())
-        path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
-        with Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
-            for line in (runtime, plan(config, model.config, len(data.train), runtime.precision), *notes):
-                metrics.say(str(line))
-            metrics.track(config, store.run_folder, trainer.step)
-            trainer.run(metrics, stop)
-            metrics.say(trainer.summary())
+    with join_ranks(config.runtime) as ranks:
+        ranks.check_shares(config.train)
+        runtime = start_runtime(config.runtime, ranks)
+        store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
+        if ranks.writes:
+            refuse_used_folder(store, resume)
+        model, data = build_model_and_data(config, runtime, quiet or not ranks.writes)
+        config = resolve_tokenizer(config, data.tokenizer)
+        with take_run_folder(store, resume) if ranks.writes else nullcontext(), stop_signal() as stop:
+            trainer = Trainer(config, runtime, model, data, store)
+            notes = trainer.restore() if resume else []
+            if ranks.writes:
+                write_file(store.run_folder / "config.yaml", dump_config(config).encode())
+            path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
+            with (
+                Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet)
+                if ranks.writes
+                else NoMetrics()
+            ) as metrics:
+                for line in (
+                    runtime,
+                    plan(config, model.config, len(data.train), runtime.precision, ranks.count),
+                    *notes,
+                ):
+                    metrics.say(str(line))
+                metrics.track(config, store.run_folder, trainer.step)
+                trainer.run(metrics, stop)
+                metrics.say(trainer.summary())
 
 
 class StepResult(NamedTuple):
@@ -80,19 +94,23 @@ class Trainer:
         self, config: Config, runtime: Runtime, model: GPT, data: TokenData, store: CheckpointStore
     ) -> None:
         self.config, self.runtime, self.data, self.store = config, runtime, data, store
+        self.ranks = runtime.ranks
         self.model = model.to(runtime.device).train()
         self.optimizers = build_optimizers(self.model, config.optim, runtime.product_dtype)
         self.scaler = runtime.grad_scaler()
         self.windows = Windows(data.train, config.model.context_length, config.train.seed)
-        self.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
+        self.micro_batch_size = config.train.micro_batch_size or config.train.batch_size // self.ranks.count
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.step = 0  # optimizer steps taken
         self.val_loss: float | None = None  # of the weights as they stand
         self.best_val_loss: float | None = None
         self.best_step: int | None = None
         self.evaluations_since_best = 0
+        if config.runtime.activation_checkpointing:
+            checkpoint_activations(self.model)
         if runtime.compile:
             self.model.compile()
+        self.replica = self.ranks.wrap(self.model)  # computes as the model does, and averages gradients
 
     def run(self, metrics: Metrics, stop: StopSignal) -> None:
         """Train to the last step: set the rate, take the step, log, evaluate, sample, save."""
@@ -110,11 +128,12 @@ class Trainer:
             is_best = self.due(train.eval_interval, or_last=True) and self.evaluate(metrics)
             if self.due(train.sample_interval):
                 self.sample(metrics)
-            stopping = bool(stop)  # asked once: a signal during the save belongs to the next step
+            stopping = self.ranks.largest(int(stop))  # asked once: one that comes later is for the next step
             if is_best or stopping or self.finished() or self.due(train.checkpoint_interval):
                 self.save(metrics)
             if stopping and not self.finished():
-                raise Stopped(f"stopped by {stop} after step {self.step}; go on with --resume")
+                by = signal.Signals(stopping).name
+                raise Stopped(f"stopped by {by} after step {self.step}; go on with --resume")
 
     def train_step(self) -> StepResult:
         """Accumulate the gradient of one global batch and update the weights.
@@ -123,21 +142,24 @@ class Trainer:
         """
         started = time.perf_counter()
         starts = self.windows.starts(self.step - 1, self.config.train.batch_size)  # (batch_size,)
-        micro_batches = starts.reshape(-1, self.micro_batch_size)
-        loss, text_bytes = torch.zeros((), device=self.runtime.device), 0
+        micro_batches = self.ranks.share(starts).reshape(-1, self.micro_batch_size)
+        first = self.ranks.rank * len(micro_batches)  # of the micro batches of all ranks, in order
+        loss, text_bytes = torch.zeros((), device=self.runtime.device), 0.0
         for i, micro_starts in enumerate(micro_batches):
             inputs, targets = self.windows.batch(micro_starts)  # (micro_batch_size, T)
-            seed_everything(self.config.train.seed, self.step, i)  # dropout is a function of the step
-            with self.runtime.autocast():
-                logits = self.model(self.runtime.place(inputs))  # (micro_batch_size, T, V)
-            micro_loss = next_token_loss(logits, self.runtime.place(targets)) / len(micro_batches)
-            torch.autograd.backward(self.scaler.scale(micro_loss))
+            seed_everything(self.config.train.seed, self.step, first + i)  # dropout is a function of the step
+            with self.ranks.accumulate(self.replica, last=i + 1 == len(micro_batches)):
+                with self.runtime.autocast():
+                    logits = self.replica(self.runtime.place(inputs))  # (micro_batch_size, T, V)
+                micro_loss = next_token_loss(logits, self.runtime.place(targets)) / len(micro_batches)
+                torch.autograd.backward(self.scaler.scale(micro_loss))
             loss += micro_loss.detach()
             text_bytes += self.data.count_bytes(targets)
+        loss, (text_bytes,) = self.ranks.mean(loss), self.ranks.sum(text_bytes)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
         limit = self.config.optim.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         nats, grad_norm = torch.stack((loss, norm)).tolist()  # the only wait for the device in a step
         self.stop_if_diverged(nats, grad_norm, starts)
         for optimizer in self.optimizers:
@@ -178,7 +200,8 @@ class Trainer:
     def sample(self, metrics: Metrics) -> None:
         """Show what the model writes now; the same seed each time, so that only the weights differ."""
         seed = self.config.train.seed
-        (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
+        with self.ranks.whole_head(self.model):
+            (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
         metrics.sample(self.step, text)
 
     def save(self, metrics: Metrics) -> None:
@@ -199,12 +222,13 @@ class Trainer:
         )
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         optimizer = optimizer_tensors(self.model, self.optimizers)
-        checkpoint = Checkpoint(self.step, weights, optimizer, state)
-        self.store.save(checkpoint, self.model.config, self.data.tokenizer)
+        checkpoint = Checkpoint(self.step, self.ranks.gather(weights), self.ranks.gather(optimizer), state)
+        if self.ranks.writes:
+            self.store.save(checkpoint, self.model.config, self.data.tokenizer)
 
     def restore(self) -> list[str]:
         """Go to where the newest good checkpoint stands, if any; returns what the user should know."""
-        checkpoint, notes = self.store.latest()
+        checkpoint, notes = latest_checkpoint(self.store, self.ranks)
         if checkpoint is None:
             return [f"no checkpoint to resume in {self.store.run_folder}: starting from step 0"]
         state = checkpoint.state

@@ -29,7 +29,7 @@ def run(config, folder):
     """Seconds a step of a run, without its evaluation and its save."""
     runtime = start_runtime(config.runtime)
     trainer = Trainer(
-        config, runtime, *build_model_and_data(config, quiet=True), CheckpointStore(folder, keep=1)
+        config, runtime, *build_model_and_data(config, runtime, quiet=True), CheckpointStore(folder, keep=1)
     )
     trainer.save = trainer.sample = lambda metrics: None
     trainer.evaluate = lambda metrics: False
@@ -41,7 +41,7 @@ def run(config, folder):
 
 def bare_loop(config):
     """Seconds a step where nothing is promised."""
-    model, data = build_model_and_data(config, quiet=True)
+    model, data = build_model_and_data(config, start_runtime(config.runtime), quiet=True)
     optimizers = build_optimizers(model.train(), config.optim)
     tokens, T = torch.from_numpy(data.train.astype("int64")), config.model.context_length
     started = time.perf_counter()

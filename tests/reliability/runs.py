@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from gptmini.config import Config
 from gptmini.data.token_file import Windows
 from gptmini.errors import DivergedError
 from gptmini.training import optim, start, trainer
+from gptmini.training.runtime import start_runtime
 
 ROOT = Path(__file__).parent.parent.parent
 TIMES = ("tokens_per_second", "elapsed_seconds")
@@ -411,7 +412,8 @@ def check_divergence(folder):
         assert code == DivergedError.exit_code == 3
         assert len(updates) == step - 1, "the update was made"
         assert checkpoints(run).steps()[-1:] == [step - 1][: step - 1]
-        data = in_folder(run, lambda: start.build_model_and_data(config, quiet=True)[1])
+        runtime = start_runtime(config.runtime)
+        data = in_folder(run, partial(start.build_model_and_data, config, runtime, quiet=True))[1]
         windows = Windows(data.train, config.model.context_length, config.train.seed)
         starts = ", ".join(map(str, windows.starts(step - 1, config.train.batch_size)))
         assert re.fullmatch(r"gptmini: .*\n", message.getvalue())

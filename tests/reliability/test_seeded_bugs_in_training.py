@@ -99,8 +99,8 @@ BUGS = [
         "the optimizer's step counts are dropped at a resume",
         resumes,
         optim,
-        "{quantity: value.to(p.device) for quantity, value in state.items()}",
-        '{q: value * (0 if q == "step" else 1) for q, value in state.items()}',
+        "put_whole(initial, value)",
+        'put_whole(initial, value * (0 if quantity == "step" else 1))',
     ),
     (
         "the learning rate warms up again at a resume",
@@ -163,12 +163,12 @@ BUGS = [
         "what is not finite is noticed after the update",
         runs.check_divergence,
         trainer,
-        "        self.stop_if_diverged(loss.item(), grad_norm.item(), starts)\n"
+        "        self.stop_if_diverged(nats, grad_norm, starts)\n"
         "        for optimizer in self.optimizers:\n"
         "            self.scaler.step(optimizer)  # type: ignore[arg-type]  # it calls step only\n",
         "        for optimizer in self.optimizers:\n"
         "            self.scaler.step(optimizer)\n"
-        "        self.stop_if_diverged(loss.item(), grad_norm.item(), starts)\n",
+        "        self.stop_if_diverged(nats, grad_norm, starts)\n",
     ),
     (
         "only the loss is looked at, not the gradient",
@@ -177,7 +177,7 @@ BUGS = [
         "if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):",
         "if math.isfinite(loss):",
     ),
-    ("a signal is ignored", signals, runtime, "        self.received = signal.Signals(number).name\n", ""),
+    ("a signal is ignored", signals, runtime, "        self.received = number\n", ""),
     ("nothing is saved at a signal", signals, trainer, "is_best or stopping or", "is_best or"),
     (
         "a signal during the save ends the run before the next",
@@ -220,7 +220,7 @@ BUGS = [
         "a change of precision is passed over",
         runs.check_changes,
         start,
-        "        if saved.environment.get(key) != value\n",
+        "        if before.get(key) != value\n",
         "        if False\n",
     ),
 ]
