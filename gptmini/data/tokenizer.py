@@ -193,9 +193,8 @@ class BytePairTokenizer(Tokenizer):
         wait longer for its turn in Python than the call took."""
         end = END_OF_TEXT.encode()
         joined = b"".join(chunk.data + end for chunk in chunks)
-        if not (self.merges and all(chunk.ends_document for chunk in chunks)) or joined.count(end) > len(
-            chunks
-        ):
+        whole = all(chunk.ends_document for chunk in chunks)
+        if not (self.merges and whole) or joined.count(end) > len(chunks):  # more: it stands in a text
             return super().encode_chunks(chunks)
         try:
             text = joined.decode()

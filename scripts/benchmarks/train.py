@@ -41,7 +41,7 @@ NANOGPT_CPU = (  # its README's command for a laptop without a GPU
 )
 
 
-TABLES = ("time", "step", "context", "corpus", "rest", "start")
+TABLES = ("time", "tokens", "step", "context", "corpus", "rest", "start")
 
 
 def bench_train(nanogpt: Path | None, rounds: int, only: Sequence[str]) -> None:
@@ -49,6 +49,7 @@ def bench_train(nanogpt: Path | None, rounds: int, only: Sequence[str]) -> None:
     print(describe())
     tables: dict[str, Callable[[], None]] = {
         "time": lambda: time_to_loss(nanogpt, rounds),
+        "tokens": loss_for_tokens,
         "step": lambda: step_speed(nanogpt, rounds),
         "context": lambda: cost_of_context(rounds),
         "corpus": cost_of_corpus,
@@ -87,6 +88,26 @@ def our_loss(folder: Path) -> float:
     config = ROOT / "configs" / "shakespeare_chars.yaml"
     run([*TRAIN, str(config), "--train.out-dir", str(folder / "run"), "--quiet"])
     return float(metrics(folder / "run")[-1]["loss"])
+
+
+def loss_for_tokens() -> None:
+    """What the size and the tokens of nanoGPT's CPU command come to here."""
+    print("nanoGPT's CPU size and tokens: 4 layers, 128 wide, context 64, 2,000 steps of 12 sequences")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        config: dict[str, dict[str, object]] = {
+            "model": {"n_layer": 4, "n_head": 4, "n_embd": 128, "context_length": 64, "bias": False},
+            "data": {"corpus": "tiny-shakespeare"},
+            "tokenizer": {"kind": "chars"},
+            "optim": {"optimizer": "muon", "lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1}
+            | {"warmup_steps": 20, "schedule": "linear", "min_lr_ratio": 0.0},
+            "train": {"out_dir": str(out), "max_steps": 2000, "batch_size": 12, "eval_interval": 2000},
+        }
+        started = time.perf_counter()
+        run([*TRAIN, written(config, Path(folder)), "--quiet"])
+        last = metrics(out)[-1]
+        tokens, seconds = last["tokens"], time.perf_counter() - started
+        print(f"  gptmini: validation loss {last['loss']:.4f} after {tokens:,} tokens, {seconds:.1f} s")
 
 
 def nanogpt_loss(checkout: Path, folder: Path) -> float:
