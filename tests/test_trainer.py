@@ -16,6 +16,8 @@ from gptmini.config import Config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
 from gptmini.training.metrics import read_metrics
+from gptmini.training.runtime import start_runtime
+from gptmini.training.start import build_model_and_data
 from gptmini.training.trainer import Trainer, train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -303,3 +305,24 @@ def test_an_out_dir_that_cannot_be_made_is_a_user_error(make_config, tmp_path):
 def test_resuming_where_nothing_was_saved_starts_and_says_so(make_config, capsys):
     train(make_config(), resume=True)
     assert "no checkpoint to resume in" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_cuda_waits_for_the_device_once_and_agrees_with_the_cpu(make_config):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        config = make_config(device, model={"dropout": 0.0}, runtime={"device": device, "precision": "bf16"})
+        runtime = start_runtime(config.runtime)
+        trainer = Trainer(
+            config, runtime, *build_model_and_data(config, quiet=True), CheckpointStore(Path(), 1)
+        )
+        trainer.step = 1
+        losses[device] = [trainer.train_step().loss, trainer.train_step().loss]
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as waits:
+            trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=0.02)
