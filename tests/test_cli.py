@@ -282,6 +282,13 @@ def test_completion_knows_commands_options_and_choices(capsys, tmp_path):
     assert complete("train", "--model.bias") == ["true", "false"]
 
 
+def test_python_finds_the_command_line_too():
+    command = [sys.executable, "-m", "gptmini", "trian"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "gptmini: unknown command trian; did you mean train?; see gptmini --help\n"
+
+
 def test_a_closed_pipe_ends_quietly():
     code = "import sys; from gptmini.cli import main; sys.exit(main(['train', '--help']))"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | true; exit ${{PIPESTATUS[0]}}"

@@ -35,6 +35,7 @@ def test_a_run_without_a_config_is_repeated_by_the_yaml_it_prints(text, capsys):
     out = capsys.readouterr().out
     printed = out.partition("\n\n")[2].partition("\n\n")[0]
     assert load_config("runs/my_text/config.yaml").model_dump() == load_config_text(printed)
+    assert "one step only" not in out
     assert 8 <= yaml.safe_load(printed)["train"]["max_steps"] <= 12
     Path("again.yaml").write_text(printed)
     assert train("again.yaml", "--train.out-dir", "again", "--quiet") == 0
@@ -109,9 +110,10 @@ def test_whatever_is_chosen_is_a_config(text_bytes, tokens):
         assert 0 < config.data.val_fraction * text_bytes <= 1.1e6
 
 
-def test_the_rehearsal_times_real_steps(tmp_path, monkeypatch):
+def test_the_rehearsal_times_real_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT * 100)
     monkeypatch.setattr(sizing, "SIZES", SIZES[:1])
-    assert train("--data.corpus", "text.txt", "--minutes", "0.01", "--quiet") == 0
+    assert train("--data.corpus", "text.txt", "--minutes", "0.01") == 0
+    assert "took all of the time, so this is one step only" in capsys.readouterr().out
     assert CheckpointStore(Path("runs/text"), keep=1).latest()[0] is not None

@@ -99,14 +99,21 @@ def choose_config(
     values |= overrides
     config = load_config(None, values)
 
+    warning = ""
     if "train.max_steps" not in overrides:
         model, data = build_model_and_data(config, runtime, quiet)
         step_seconds, pause_seconds = _rehearse(config, runtime, model, data, seconds)
         left = seconds - (time.monotonic() - started) - reading_seconds - pause_seconds
         values |= {**choose_steps(int(left / step_seconds)), **overrides}
+        if left < step_seconds:
+            warning = (
+                "\nwarning: preparing the text and trying this machine took all of the time, so this is one "
+                "step only; the prepared text is kept, so try again, or with more --minutes\n"
+            )
         config = load_config(None, values)
     if not quiet:
-        print(f"chosen for {seconds / 60:g} minutes on {runtime}:\n\n{dump_config(config, complete=False)}")
+        chosen_yaml = dump_config(config, complete=False)
+        print(f"chosen for {seconds / 60:g} minutes on {runtime}:\n\n{chosen_yaml}{warning}")
     return config
 
 
