@@ -90,7 +90,7 @@ def choose_config(
     if not quiet:
         print(f"{corpus.name}: {text_bytes:,} bytes of text; trying how fast this machine trains", flush=True)
     size, tokens = choose_size(text_bytes, seconds, lambda size: _tokens_per_second(size, runtime))
-    chosen = choose_values(size, tokens, text_bytes)
+    chosen = choose_values(size, tokens, text_bytes) | {"model.attention": _attention(size, runtime)}
     if given.tokenizer.kind != "bpe" or given.tokenizer.folder is not None:
         del chosen["tokenizer.vocab_size"]  # it has a size of its own
     values = {**chosen, **values}
@@ -154,7 +154,6 @@ def choose_values(size: Size, tokens: int, text_bytes: int) -> dict[str, Any]:
         "model.n_embd": size.n_embd,
         "model.context_length": context_length,
         "model.dropout": 0.2 if epochs > 20 else 0.1 if epochs > 5 else 0.0,
-        "model.attention": "sdpa",
         "data.val_fraction": val_fraction,
         "tokenizer.vocab_size": _power_of_two(vocab_size, 512, 32768),
         "optim.optimizer": "muon",
@@ -204,7 +203,7 @@ def _tokens_per_second(size: Size, runtime: Runtime) -> float:
         None,
         {
             **{f"model.{key}": value for key, value in size._asdict().items()},
-            "model.attention": "sdpa",
+            "model.attention": _attention(size, runtime),
             "optim.optimizer": "muon",
             "train.batch_size": max(4, 4096 // size.context_length),
         },
@@ -233,6 +232,11 @@ def _time_steps(trainer: Trainer, seconds: float) -> float:
         set_learning_rate(trainer.optimizers, factor)
         took.append(trainer.train_step().seconds)
     return sum(took[2:]) / len(took[2:])
+
+
+def _attention(size: Size, runtime: Runtime) -> str:
+    """The faster one: on CPUs, sdpa's backward in bfloat16 pays for long contexts only (docs/results.md)."""
+    return "masked" if runtime.device.type == "cpu" and size.context_length <= 256 else "sdpa"
 
 
 def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
