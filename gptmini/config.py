@@ -180,7 +180,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The run: how long, how large the batches, what is reported and kept."""
 
-    out_dir: PathText = Field("runs/default", description="The run folder; must be new or empty.")
+    out_dir: PathText = Field("runs/default", description="The run folder; must be new, or hold no run.")
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(32, ge=1, description="Sequences per optimizer step, over all devices.")
     micro_batch_size: int | None = Field(

@@ -26,7 +26,8 @@ def test_a_line_has_the_documented_keys_and_true_figures(tmp_path):
 def test_lines_past_the_resumed_step_and_a_torn_last_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log_steps(path, [1, 2, 3, 4])
-    path.write_bytes(path.read_bytes() + b'{"step": 5, "spl')
+    spoiled = b'[]\n{"step": 1e400}\n' + b"[" * 100_000 + b"\n"
+    path.write_bytes(path.read_bytes() + spoiled + b'{"step": 5, "spl')
     log_steps(path, [3, 4], first_step=2)
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4]
 

@@ -27,6 +27,8 @@ else:
 _PREFIX = ".tmp-"
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
 
+_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # a link that a stranger left leads elsewhere
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -175,14 +177,22 @@ def keep_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
     """Hold the lock file at `path` for the length of the block.
 
     Raises InUseError, naming `what`, if another process holds it. The operating system frees the lock when
     its process ends, however it ends, so the file itself stays and means nothing.
+
+    Yields a function that raises OSError where the file is no longer at `path`: somebody removed or moved it,
+    or the folder around it, and another process may now hold a lock of the same name.
     """
+
+    def check() -> None:
+        if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
+            raise OSError(errno.ESTALE, f"{what} was removed or moved while in use", str(path))
+
     with _naming(path):
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o666)
     try:
         try:
             with _naming(path):
@@ -192,7 +202,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
-        yield
+        yield check
     finally:
         with _naming(path):
             os.close(file)

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -123,11 +123,18 @@ class CheckpointStore:
         self.run_folder = run_folder
         self.folder = run_folder / "checkpoints"
         self.keep = keep
+        self._check_lock: Callable[[], None] | None = None  # while it is held
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from training in the run folder; raises InUseError if one does."""
         durable.make_folder(self.run_folder)
-        return durable.lock(self.run_folder / ".lock", f"run folder {self.run_folder}")
+        return self._lock()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with durable.lock(self.run_folder / ".lock", f"run folder {self.run_folder}") as self._check_lock:
+            yield
+        self._check_lock = None
 
     def clean(self) -> None:
         """Remove what a killed run left half-written."""
@@ -138,8 +145,10 @@ class CheckpointStore:
         """Write one step's folder, then remove checkpoints that are no longer kept; returns the folder.
 
         A step that is there already and verifies is left as it is. Raises OSError naming path and cause if
-        the disk fails; every checkpoint saved before is then still there.
+        the disk fails, or if the locked run folder is no longer there; every checkpoint saved before stays.
         """
+        if self._check_lock is not None:
+            self._check_lock()
         path = self.path(checkpoint.step)
         if os.path.lexists(path):
             try:
@@ -176,7 +185,7 @@ class CheckpointStore:
             except DamagedError as error:
                 skipped.append(str(error))
         if skipped:
-            raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {skipped[0]}")
+            raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {'; '.join(skipped)}")
         return None, []
 
     def best(self) -> Path | None:

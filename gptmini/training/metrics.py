@@ -163,7 +163,7 @@ def _step_of(line: bytes) -> float:
     """The step of a line; infinite where a power loss has left something else than a line."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return math.inf
 
 

@@ -407,6 +407,21 @@ def check_lock(folder):
         return 1
 
 
+def check_moved_folder(folder):
+    """A run whose folder, or only its lock, is taken away says so at its next save and makes no other one."""
+    taken_away = {"folder": "run", "lock": "run/.lock"}
+    for name, path in taken_away.items():
+        checkpoints = store.CheckpointStore(folder / name / "run", keep=1)
+        with checkpoints.lock():
+            checkpoints.save(checkpoint(1), CONFIG, PlainTokenizer())
+            os.rename(folder / name / path, folder / name / "elsewhere")
+            before = contents(folder)
+            with pytest.raises(OSError, match="was removed or moved while in use"):
+                checkpoints.save(checkpoint(2), CONFIG, PlainTokenizer())
+            assert contents(folder) == before
+    return len(taken_away)
+
+
 def check_torn_lines(folder):
     """A line torn at any byte is dropped, and so are lines past the resumed step."""
     path, line = folder / "metrics.jsonl", b'{"step": 2}\n'

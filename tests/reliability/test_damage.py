@@ -31,6 +31,10 @@ def test_a_run_folder_in_use_is_not_touched(tmp_path):
     checks.check_lock(tmp_path)
 
 
+def test_a_run_notices_that_its_folder_is_gone(tmp_path):
+    checks.check_moved_folder(tmp_path)
+
+
 def test_torn_and_late_lines_are_dropped(tmp_path):
     checks.check_torn_lines(tmp_path)
 

@@ -230,8 +230,15 @@ BUGS = [
         "the lock ends with the first file that is closed",
         checks.check_lock,
         durable,
-        "        yield\n    finally:\n        with _naming(path):\n            os.close(file)\n",
-        "        os.close(file)\n        yield\n    finally:\n        pass\n",
+        "        yield check\n    finally:\n        with _naming(path):\n            os.close(file)\n",
+        "        os.close(file)\n        yield check\n    finally:\n        pass\n",
+    ),
+    (
+        "a run goes on without its folder",
+        checks.check_moved_folder,
+        store,
+        "            self._check_lock()\n",
+        "            pass\n",
     ),
     (
         "a torn line is kept",
