@@ -5,7 +5,6 @@ The contenders are gptmini, transformers' GPT-2 in a plain loop, and a nanoGPT c
 
 import importlib.util
 import json
-import random
 import re
 import resource
 import statistics
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from benchmarks.machine import describe, in_turn, product_flops, read_bandwidth, times_faster
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -255,12 +255,13 @@ def cost_of_corpus() -> None:
 
 def write_words(path: Path, size: int) -> None:
     """About `size` bytes of lines of made-up words, different at every place."""
-    rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(5000)], dtype=object)
     with path.open("w", encoding="utf-8") as file:
         written = 0
         while written < size:
-            written += file.write(" ".join(rng.choices(words, k=2000)) + "\n\n")
+            written += file.write(" ".join(words[rng.integers(len(words), size=2000)]) + "\n\n")
 
 
 def cost_of_the_rest() -> None:
