@@ -314,7 +314,7 @@ def test_a_step_on_cuda_waits_for_the_device_once_and_agrees_with_the_cpu(make_c
         config = make_config(device, model={"dropout": 0.0}, runtime={"device": device, "precision": "bf16"})
         runtime = start_runtime(config.runtime)
         trainer = Trainer(
-            config, runtime, *build_model_and_data(config, quiet=True), CheckpointStore(Path(), 1)
+            config, runtime, *build_model_and_data(config, runtime, quiet=True), CheckpointStore(Path(), 1)
         )
         trainer.step = 1
         losses[device] = [trainer.train_step().loss, trainer.train_step().loss]
