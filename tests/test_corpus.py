@@ -90,7 +90,8 @@ def test_the_text_field_of_json_lines_can_be_named(tmp_path):
         ("{", r"a\.jsonl:2: not a line of JSON"),
         ("[" * 100_000, r"a\.jsonl:2: not a line of JSON"),
         ('{"story": "x", "id": 1}', r"a\.jsonl:2: has no text in the field text: it has story, id"),
-        ('{"text": 3}', r"a\.jsonl:2: has no text in the field text"),
+        ('{"text": 3}', r"a\.jsonl:2: has no text in the field text: it is 3$"),
+        ('{"text": null}', r"a\.jsonl:2: has no text in the field text: it is null$"),
         ('["x"]', r"a\.jsonl:2: .* it is no JSON object"),
     ],
 )

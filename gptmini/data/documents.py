@@ -190,7 +190,12 @@ def _json_text(line: bytes, place: str, text_field: str) -> bytes:
         raise UserError(f"{place}: not a line of JSON: {error}") from None
     text = value.get(text_field) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        found = f"it has {', '.join(map(str, value))}" if isinstance(value, dict) else "it is no JSON object"
+        if not isinstance(value, dict):
+            found = "it is no JSON object"
+        elif text_field in value:
+            found = f"it is {json.dumps(text)}"
+        else:
+            found = f"it has {', '.join(map(str, value))}"
         raise UserError(f"{place}: has no text in the field {text_field}: {found:.200}")
     return text.encode("utf-8", errors="surrogatepass")  # "\ud800" is JSON, but refused later as no UTF-8
 
