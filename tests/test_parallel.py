@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -471,6 +472,37 @@ def test_torchrun_trains_and_restarts_after_a_kill():
     assert result.stdout.count("2 ranks, each cpu") == 2
     assert "resumed at step 5" in result.stdout
     assert_close(Path("run"), trained(name="undisturbed"), 0.0)
+
+
+def test_two_nodes_meet_train_and_resume(long):
+    """Two torchruns with an address of their own each meet, as two machines do."""
+    if not long:
+        pytest.skip("takes half a minute: --long")
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        port = free.getsockname()[1]
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.2:{port}"]
+
+    def node(number, *words):
+        return subprocess.Popen(
+            [*torchrun, "--local-addr", f"127.0.0.{2 + number}", str(SCRIPT), "config.yaml", *words],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    for words in (
+        ["--train.max-steps", "5", "--optim.schedule", "constant"],
+        ["--optim.schedule", "constant", "--resume"],
+    ):
+        nodes = [node(number, *words) for number in (0, 1)]
+        said = [process.communicate(timeout=120)[0] for process in nodes]
+        assert [process.returncode for process in nodes] == [0, 0], said
+        assert sum("2 ranks, each cpu" in text for text in said) == 1
+    assert any("because train.max_steps was 5 and is now 10\n" in text for text in said)
+    assert_close(Path("run"), trained("--optim.schedule", "constant", name="undisturbed"), 0.0)
 
 
 # ----------------------------------------------------------------------------------------- one at a time

@@ -116,10 +116,11 @@ class Ranks:
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all ranks."""
-        if self.count > 1:
-            dist.all_reduce(_keep(tensor))
-            tensor /= self.count
-        return tensor
+        if self.count == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(_keep(total))
+        return total / self.count
 
     def largest(self, value: int) -> int:
         """The largest of all ranks' values."""
@@ -323,12 +324,14 @@ def join_ranks(config: RuntimeConfig) -> Iterator[Ranks]:
             backend, store=ranks.store, rank=ranks.rank, world_size=ranks.count, timeout=timeout
         )
         yield ranks
+        ranks._wait_for_all()  # torchrun would wait for ever for one that hangs after the others have gone
         _wait_for_gloo()
         dist.destroy_process_group()
     except BaseException as error:
-        _wait_for_gloo()
-        missing = _call_roll(ranks, wait=_is_lost_connection(error))
-        if not _is_lost_connection(error):
+        lost = _is_lost_connection(error)
+        missing = _call_roll(ranks, wait=lost)
+        if not lost:
+            _wait_for_gloo()
             raise
         if not missing:
             raise SystemExit(1) from None  # the others were there to say what went wrong

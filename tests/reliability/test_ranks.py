@@ -1,0 +1,174 @@
+"""Several processes of which one is killed or stopped at any time: the job ends by itself and names it.
+
+`with_torchrun` begins a job as a user does. Where that need not be, torchrun's agent and the ranks are forks
+of this process, in which PyTorch is imported already. (Of forks, the agent does not end one that is stopped.)
+"""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+from gptmini import cli
+
+pytestmark = [
+    pytest.mark.skipif("not hasattr(__import__('os'), 'pidfd_open')"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+CONFIG = runs.changed({"runtime": {"rank_timeout_seconds": 4.0}})
+
+
+def rank(words):
+    """What each process does; it leaves its number behind."""
+    Path(f"rank-{os.environ['RANK']}").write_text(str(os.getpid()))
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    code = cli.main(["train", *words])
+    sys.stdout.flush()
+    if code:
+        os._exit(code)
+
+
+def forked_job(run):
+    """A job of two ranks, its agent and its ranks forked; returns the agent's process id."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        os.chdir(run)
+        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            run_id=run.name, max_restarts=0, start_method="fork", shutdown_timeout=2,
+        )  # fmt: skip
+        try:
+            elastic_launch(config, rank)(runs.WORDS)
+            code = 0
+        except ChildFailedError as error:
+            os.write(output, str(error).encode())
+            code = 1
+    finally:
+        os._exit(code)
+
+
+def with_torchrun(run):
+    """The same by torchrun and scripts/train.py."""
+    driver = run / "driver.py"
+    driver.write_text(
+        "import os, runpy\n"
+        "open('rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+        f"runpy.run_path({str(runs.ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with open(run / "output.txt", "w") as output:
+        process = subprocess.Popen(
+            [*torchrun, "--shutdown-timeout", "2", str(driver), *runs.WORDS],
+            cwd=run,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    process.returncode = 0  # `runs.ended` waits for it
+    return process.pid
+
+
+def rank_pid(run, number):
+    """The process id of a rank, once it has begun."""
+    file, deadline = run / f"rank-{number}", time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return int(file.read_text())
+
+
+def ended_within(pid, seconds):
+    """The exit code of a process, or None where it has not ended by then."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return runs.ended(pid)
+        time.sleep(0.02)
+    return None
+
+
+def seconds_of_a_job(folder, begin):
+    """From both ranks' beginning to the end of a job that nothing disturbs, `whole` in the folder."""
+    whole = runs.place(folder, "whole", CONFIG)
+    pid = begin(whole)
+    for number in (0, 1):
+        rank_pid(whole, number)
+    begun = time.monotonic()
+    assert runs.ended(pid) == 0, (whole / "output.txt").read_text()
+    return time.monotonic() - begun
+
+
+def check_lost_ranks(folder, cases, number, begin, seed=0):
+    """A signal to either rank at random times: the job ends by itself, names the rank, and goes on exactly.
+
+    Returns how many got it after their training had ended, who do not count, and the longest time to the end.
+    """
+    rng, seconds, late, longest = random.Random(seed), seconds_of_a_job(folder, begin), 0, 0.0
+    while cases:
+        lost, run = rng.randrange(2), runs.place(folder, "lost", CONFIG)
+        agent = begin(run)
+        pids = [rank_pid(run, 0), rank_pid(run, 1)]
+        time.sleep(rng.uniform(0, seconds))
+        begun = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[lost], number)
+        code = ended_within(agent, 60)
+        output = (run / "output.txt").read_text()
+        if code in (0, None) and "finished after step" in output:  # that far, nobody waits for a rank
+            late += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[lost], signal.SIGCONT)
+            assert code == 0 or runs.ended(agent) == 0
+        else:
+            cases -= 1
+            assert code == 1, (lost, code, output)
+            longest = max(longest, time.monotonic() - begun)
+            by_us = re.search(rf"^gptmini: rank {lost} of 2 .*does not answer", output, re.MULTILINE)
+            by_torchrun = re.search(rf"rank +: {lost} .*\n +exitcode +: -{number:d} ", output)
+            assert by_us or (by_torchrun and number == signal.SIGKILL), output
+            assert not re.search(rf"^gptmini: rank {1 - lost} of 2", output, re.MULTILINE), output
+            runs.assert_whole(run)
+            assert runs.ended(forked_job(run)) == 0, (run / "output.txt").read_text()
+        runs.assert_same_end(run, folder / "whole")
+    return late, longest
+
+
+@pytest.fixture
+def _imported():
+    """What DDP imports takes seconds: once, rather than in each fork."""
+    import torch._dynamo  # noqa: F401
+
+    runs.warm_up()
+
+
+@pytest.mark.usefixtures("_imported")
+def test_a_rank_that_is_killed_is_named_and_the_run_goes_on_with_the_same_bits(tmp_path, long):
+    late, longest = check_lost_ranks(tmp_path, 25 if long else 2, signal.SIGKILL, forked_job)
+    print(f"kills of a rank: {25 if long else 2}, and {late} too late; the jobs ended in {longest:.1f} s")
+
+
+@pytest.mark.usefixtures("_imported")
+def test_a_rank_of_torchrun_that_hangs_is_named_and_the_run_goes_on_with_the_same_bits(tmp_path, long):
+    if not long:
+        pytest.skip("takes minutes: --long")
+    late, longest = check_lost_ranks(tmp_path, 25, signal.SIGSTOP, with_torchrun)
+    print(f"SIGSTOPs of a rank: 25, and {late} too late; the jobs ended in {longest:.1f} s")
