@@ -220,6 +220,21 @@ class TrainConfig(Section):
             )
         return self
 
+    def sequences_per_pass(self, ranks: int) -> int:
+        """Sequences that each of `ranks` processes takes through the model at once.
+
+        Raises UserError where they cannot share a batch evenly.
+
+        >>> TrainConfig(batch_size=12).sequences_per_pass(ranks=3)
+        4
+        """
+        if self.batch_size % (ranks * (self.micro_batch_size or 1)):
+            of = f"micro_batch_size = {self.micro_batch_size} times " if self.micro_batch_size else ""
+            raise UserError(
+                f"train.batch_size = {self.batch_size}: needs to be a multiple of {of}{ranks} ranks"
+            )
+        return self.micro_batch_size or self.batch_size // ranks
+
 
 class RuntimeConfig(Section):
     """The machine."""

@@ -16,6 +16,7 @@ weight's rows, y = x[0] W[0] + x[1] W[1] + ..., the sum of table rows that `embe
 int8 as it reads, on any processor.
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Literal
 
@@ -52,7 +53,7 @@ def speed_up(model: GPT, weights: Weights = "fp32") -> GPT:
     return model.requires_grad_(False)
 
 
-class SharedLinear(nn.Module):
+class SharedLinear(nn.Module, ABC):
     """nn.Linear with its outputs divided into parts, each with a weight (in, out / parts) of its own.
 
     A single product of few tokens runs on one core in some of the libraries that PyTorch calls, and one core
@@ -69,13 +70,13 @@ class SharedLinear(nn.Module):
         weight = linear.weight.detach().view(self.parts, -1, linear.in_features)
         self._store(weight.transpose(1, 2).contiguous())  # (parts, in, out / parts)
 
+    @abstractmethod
     def _store(self, weight: Tensor) -> None:
         """Keep a weight (parts, in, out / parts), rounded or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _multiply(self, rows: Tensor) -> Tensor:
         """Rows (N, in) times every part of the weight: (parts, N, out / parts), or the same flattened."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out)."""
@@ -125,8 +126,8 @@ def multiply(weight: Tensor, row: Tensor) -> Tensor:
     It reads the weight in the order in which it lies in memory, at up to twice the speed.
     """
     onednn = torch.backends.mkldnn.enabled
-    # assigned, because its `flags` would take as long as a small product; typed as the descriptor it is
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    # assigned, because its `flags` would take as long as a small product
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # typed as the descriptor it is
     try:
         return weight.mv(row)
     finally:

@@ -518,9 +518,9 @@ def test_every_validation_batch_is_on_one_rank_and_sharded_ranks_compute_equally
 
 
 def test_shares_that_do_not_come_out_even_are_refused():
-    Ranks(count=4).check_shares(TrainConfig(batch_size=8, micro_batch_size=2))
+    assert TrainConfig(batch_size=8, micro_batch_size=2).sequences_per_pass(4) == 2
     with pytest.raises(UserError, match="multiple of micro_batch_size = 2 times 4 ranks"):
-        Ranks(count=4).check_shares(TrainConfig(batch_size=12, micro_batch_size=2))
+        TrainConfig(batch_size=12, micro_batch_size=2).sequences_per_pass(4)
 
 
 def test_ranks_on_one_machine_share_its_cores_and_never_a_gpu():

@@ -169,3 +169,14 @@ def test_gptmini_plan_answers_without_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
     )
+
+
+@pytest.mark.parametrize(
+    "option", [["--runtime.parallel", "fsdp"], ["--runtime.activation-checkpointing", "true"]]
+)
+def test_a_plan_says_what_its_memory_leaves_out(option, capsys):
+    warning = "memory is counted for ddp without activation checkpointing"
+    assert main(["plan", "--tokenizer.kind", "bytes"]) == 0
+    assert warning not in capsys.readouterr().out
+    assert main(["plan", "--tokenizer.kind", "bytes", *option]) == 0
+    assert warning in capsys.readouterr().out

@@ -8,7 +8,7 @@ nanoGPT computes the exact GELU, x times the normal distribution function, where
 the model becomes a slightly different one; `Imported` says by how much.
 """
 
-import pickle
+import pickle  # for the name of its error; nothing is unpickled by it
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

@@ -134,7 +134,7 @@ class Metrics:
 class NoMetrics(Metrics):
     """What the ranks that do not write report: nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: object) -> None:
         """Open no file."""
 
     def count_step(self, seconds: float) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from gptmini.config import Config, GPTConfig
 from gptmini.data.preparation import find_prepared
 from gptmini.data.tokenizer import BPE_VOCAB_SIZE, load_tokenizer
-from gptmini.errors import UserError
 from gptmini.training.plan import PYTORCH_BYTES, Memory, mebibytes, plan
 
 GPT2_VOCAB_SIZE = 50257
@@ -22,12 +21,7 @@ def describe(
     become. Raises UserError where the ranks cannot share a batch.
     """
     train = config.train
-    shared = (train.micro_batch_size or 1) * world_size
-    if train.batch_size % shared:
-        of = f"micro_batch_size = {train.micro_batch_size} times " if train.micro_batch_size else ""
-        raise UserError(
-            f"train.batch_size = {train.batch_size}: needs to be a multiple of {of}{world_size} ranks"
-        )
+    micro = train.sequences_per_pass(world_size)
     data = find_prepared(config.data, config.tokenizer) if train.init_from is None else None
     vocab_size = data.meta.vocab_size if data else expected_vocab_size(config)
     model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
@@ -37,7 +31,6 @@ def describe(
     plans = {name: plan(config, model, corpus_tokens, name, world_size) for name in formats}
     run = plans[formats[0]]
     flops = run.flops_per_token * run.tokens
-    micro = train.micro_batch_size or train.batch_size // world_size
     in_pieces = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"
     unread = "" if data else " (expected: the corpus has not been prepared yet)"
     yield f"parameters        {run.parameters:,}"
@@ -52,6 +45,8 @@ def describe(
         yield _hours(run.tokens, tokens_per_second)
     yield ""
     yield from memory_table({name: planned.memory for name, planned in plans.items()})
+    if config.runtime.parallel == "fsdp" or config.runtime.activation_checkpointing:
+        yield "\nwarning: memory is counted for ddp without activation checkpointing; this run takes less"
     if run.warning:
         yield f"\nwarning: {run.warning}"
     if measure:

@@ -33,8 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from gptmini.config import GPTConfig, RuntimeConfig, TrainConfig
-from gptmini.errors import LostRankError, UserError
+from gptmini.config import GPTConfig, RuntimeConfig
+from gptmini.errors import LostRankError
 from gptmini.model import GPT, causal_mask
 
 ROLL_CALL_SECONDS = 5.0  # how far apart the ranks may notice that one is lost
@@ -68,15 +68,6 @@ class Ranks:
         return f"{self.count}{self.how}"
 
     # ------------------------------------------------------------------------------------- shares
-
-    def check_shares(self, train: TrainConfig) -> None:
-        """Raise UserError where the ranks cannot share a batch evenly."""
-        micro_batch_size = train.micro_batch_size or 1
-        if train.batch_size % (self.count * micro_batch_size):
-            of = f"micro_batch_size = {micro_batch_size} times " if train.micro_batch_size else ""
-            raise UserError(
-                f"train.batch_size = {train.batch_size}: needs to be a multiple of {of}{self.count} ranks"
-            )
 
     def share(self, starts: np.ndarray) -> np.ndarray:
         """This rank's part of the windows (B,) of a step: (B / ranks,), in order.

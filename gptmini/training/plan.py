@@ -128,7 +128,7 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     on_cpu = config.runtime.device in ("auto", "cpu")
     parameters = count_parameters(model)
     block_matrices = model.n_layer * _block_matrices(model)
-    micro_batch_size = config.train.micro_batch_size or config.train.batch_size // world_size
+    micro_batch_size = config.train.sequences_per_pass(world_size)
     accumulates = micro_batch_size * world_size < config.train.batch_size
     muon = config.optim.optimizer == "muon"
     width = 4 if precision == "fp32" else 2  # bytes of a number in a product

@@ -82,7 +82,7 @@ def start_runtime(config: RuntimeConfig, ranks: Ranks = Ranks()) -> Runtime:  # 
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif ranks.count > 1:  # torchrun asks for one thread, wherever the user does not
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_count))
+        torch.set_num_threads(max(1, _cores() // ranks.local_count))
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
@@ -91,6 +91,11 @@ def start_runtime(config: RuntimeConfig, ranks: Ranks = Ranks()) -> Runtime:  # 
     if ranks.sharded and precision == "fp16":
         raise UserError("runtime.precision = fp16 does not go with runtime.parallel = fsdp; use bf16 or fp32")
     return Runtime(device, precision, torch.get_num_threads(), config.compile, ranks)
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS and Windows tell only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

@@ -39,8 +39,14 @@ def refuse_another_run(store: CheckpointStore, resume: bool) -> None:
 
 
 @contextmanager
-def take_run_folder(store: CheckpointStore, resume: bool) -> Iterator[None]:
-    """Make the run folder this run's own for as long as the block lasts, and clear away what a kill left."""
+def take_run_folder(store: CheckpointStore, resume: bool, ranks: Ranks) -> Iterator[None]:
+    """Make the run folder this run's own for as long as the block lasts, and clear away what a kill left.
+
+    For the rank that writes; the others leave the folder alone.
+    """
+    if not ranks.writes:
+        yield
+        return
     with lock_run_folder(store):
         refuse_another_run(store, resume)  # once more: a faster process may have begun one meanwhile
         store.clean()

@@ -3,7 +3,6 @@
 import math
 import signal
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,29 +48,23 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     """
     check_trackers(config.train.trackers)
     with join_ranks(config.runtime) as ranks:
-        ranks.check_shares(config.train)
+        config.train.sequences_per_pass(ranks.count)  # refuses before anything is prepared
         runtime = start_runtime(config.runtime, ranks)
         store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
         if ranks.writes:
             refuse_used_folder(store, resume)
         model, data = build_model_and_data(config, runtime, quiet or not ranks.writes)
         config = resolve_tokenizer(config, data.tokenizer)
-        with take_run_folder(store, resume) if ranks.writes else nullcontext(), stop_signal() as stop:
+        with take_run_folder(store, resume, ranks), stop_signal() as stop:
             trainer = Trainer(config, runtime, model, data, store)
             notes = trainer.restore() if resume else []
             if ranks.writes:
                 write_file(store.run_folder / "config.yaml", dump_config(config).encode())
             path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
-            with (
-                Metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet)
-                if ranks.writes
-                else NoMetrics()
-            ) as metrics:
-                for line in (
-                    runtime,
-                    plan(config, model.config, len(data.train), runtime.precision, ranks.count),
-                    *notes,
-                ):
+            open_metrics = Metrics if ranks.writes else NoMetrics
+            with open_metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
+                planned = plan(config, model.config, len(data.train), runtime.precision, ranks.count)
+                for line in (runtime, planned, *notes):
                     metrics.say(str(line))
                 metrics.track(config, store.run_folder, trainer.step)
                 trainer.run(metrics, stop)
@@ -99,7 +92,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, config.optim, runtime.product_dtype)
         self.scaler = runtime.grad_scaler()
         self.windows = Windows(data.train, config.model.context_length, config.train.seed)
-        self.micro_batch_size = config.train.micro_batch_size or config.train.batch_size // self.ranks.count
+        self.micro_batch_size = config.train.sequences_per_pass(self.ranks.count)
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.step = 0  # optimizer steps taken
         self.val_loss: float | None = None  # of the weights as they stand
