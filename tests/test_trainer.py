@@ -15,7 +15,8 @@ from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
-from gptmini.training.metrics import read_metrics
+from gptmini.training.metrics import NoMetrics, read_metrics
+from gptmini.training.optim import optimizer_tensors
 from gptmini.training.runtime import start_runtime
 from gptmini.training.start import build_model_and_data
 from gptmini.training.trainer import Trainer, train
@@ -307,22 +308,68 @@ def test_resuming_where_nothing_was_saved_starts_and_says_so(make_config, capsys
     assert "no checkpoint to resume in" in capsys.readouterr().out
 
 
+def a_trainer(config):
+    """A trainer before its first step."""
+    runtime = start_runtime(config.runtime)
+    model, data = build_model_and_data(config, runtime, quiet=True)
+    return Trainer(config, runtime, model, data, CheckpointStore(Path(config.train.out_dir), 1))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_where_nobody_looks_at_a_failed_step_it_and_later_ones_change_nothing(
+    make_config, monkeypatch, optimizer
+):
+    trainer = a_trainer(make_config(optim={"optimizer": optimizer}))
+    monkeypatch.setattr(Trainer, "looks", lambda self: False)  # as on a GPU between two log lines
+    taken, real = [], trainer_module.next_token_loss
+
+    def spoiled(logits, targets):
+        taken.append(trainer.step)
+        return real(logits, targets) * (torch.nan if trainer.step == 3 else 1.0)
+
+    monkeypatch.setattr(trainer_module, "next_token_loss", spoiled)
+    states = {}
+    for trainer.step in range(1, 6):
+        trainer.train_step()
+        tensors = [
+            *trainer.model.parameters(),
+            *optimizer_tensors(trainer.model, trainer.optimizers).values(),
+        ]
+        states[trainer.step] = [tensor.detach().clone() for tensor in tensors]
+    assert set(taken) == {1, 2, 3, 4, 5}
+    assert not any(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
+    for step in (3, 4, 5):
+        assert all(torch.equal(a, b) for a, b in zip(states[2], states[step], strict=True))
+    with pytest.raises(DivergedError, match="diverged at step 3: loss nan"):
+        trainer.save(NoMetrics())
+    assert trainer.store.steps() == []
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_on_cuda_waits_for_the_device_once_and_agrees_with_the_cpu(make_config):
-    losses = {}
-    for device in ("cpu", "cuda"):
-        config = make_config(device, model={"dropout": 0.0}, runtime={"device": device, "precision": "bf16"})
-        runtime = start_runtime(config.runtime)
-        trainer = Trainer(
-            config, runtime, *build_model_and_data(config, runtime, quiet=True), CheckpointStore(Path(), 1)
-        )
-        trainer.step = 1
-        losses[device] = [trainer.train_step().loss, trainer.train_step().loss]
-    torch.cuda.set_sync_debug_mode("warn")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_steps_on_cuda_do_not_wait_for_the_device_between_log_lines(make_config, optimizer):
+    config = make_config(
+        optim={"optimizer": optimizer},
+        train={"log_interval": 100, "max_steps": 100},
+        runtime={"device": "cuda"},
+    )
+    trainer = a_trainer(config)
+    for trainer.step in (1, 2):
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        with pytest.warns(UserWarning, match="synchronizing") as waits:
+        for trainer.step in (3, 4, 5):
             trainer.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(waits) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_steps_on_cuda_agree_with_the_cpu(make_config):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        config = make_config(device, model={"dropout": 0.0}, runtime={"device": device, "precision": "bf16"})
+        trainer = a_trainer(config)
+        trainer.step = 1
+        losses[device] = [float(trainer.train_step().loss) for _ in range(2)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], abs=0.02)

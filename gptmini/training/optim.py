@@ -57,20 +57,26 @@ class Optimizer(ABC):
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update from the parameters' gradients."""
+    def step(self, skip: Tensor | None = None) -> None:
+        """One update from the parameters' gradients.
+
+        Where `skip`, a bool () on their device, is true, nothing changes, whatever the gradients are: so that
+        a GPU need not wait for somebody to look at them.
+        """
         for group in self.param_groups:
             for p in group["params"]:
                 if p not in self.state:
                     self.state[p] = self.initial_state(p)
-            self.update(group["params"], group["lr"], group["weight_decay"])
+            self.update(group["params"], group["lr"], group["weight_decay"], skip)
 
     @abstractmethod
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """What is remembered of a parameter before its first update."""
 
     @abstractmethod
-    def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def update(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
+    ) -> None:
         """Move the parameters of one group."""
 
 
@@ -92,7 +98,9 @@ class AdamW(Optimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def update(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
+    ) -> None:
         """Move the parameters of one group."""
         states = [self.state[p] for p in parameters]
         adamw(
@@ -103,6 +111,7 @@ class AdamW(Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
+            found_inf=None if skip is None else skip.float(),  # where 1, all stays
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -129,16 +138,23 @@ class Muon(Optimizer):
         """The average of the gradient."""
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def update(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
+    ) -> None:
         """Move the parameters of one group, all that share a shape, or its transpose, at once."""
         for same in _by_shape(parameters):
             gradients = _gradients(same)
             buffers = [local(self.state[p]["momentum_buffer"]) for p in same]
+            if skip is not None:
+                gradients = [torch.where(skip, b, g) for b, g in zip(buffers, gradients, strict=True)]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov: look one step ahead
             full = [whole_of_share(u, p) for u, p in zip(updates, same, strict=True)]
             moves = orthogonalize(torch.stack([_wide(u) for u in full]), self.dtype)
-            torch._foreach_mul_([local(p) for p in same], 1 - lr * weight_decay)
+            shrink = torch.full((), 1 - lr * weight_decay, device=moves.device)
+            if skip is not None:
+                moves, shrink = moves * ~skip, torch.where(skip, 1.0, shrink)
+            torch._foreach_mul_([local(p) for p in same], shrink)
             for p, move in zip(same, moves, strict=True):
                 rows, columns = p.shape
                 scale = math.sqrt(max(1.0, rows / columns))

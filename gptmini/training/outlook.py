@@ -6,7 +6,7 @@ from pathlib import Path
 from gptmini.config import Config, GPTConfig
 from gptmini.data.preparation import find_prepared
 from gptmini.data.tokenizer import BPE_VOCAB_SIZE, load_tokenizer
-from gptmini.training.plan import PYTORCH_BYTES, Memory, mebibytes, plan
+from gptmini.training.plan import Memory, mebibytes, plan
 
 GPT2_VOCAB_SIZE = 50257
 UNREAD_CHARACTERS = 256  # what is reckoned with until the text has been read
@@ -45,8 +45,6 @@ def describe(
         yield _hours(run.tokens, tokens_per_second)
     yield ""
     yield from memory_table({name: planned.memory for name, planned in plans.items()})
-    if config.runtime.parallel == "fsdp" or config.runtime.activation_checkpointing:
-        yield "\nwarning: memory is counted for ddp without activation checkpointing; this run takes less"
     if run.warning:
         yield f"\nwarning: {run.warning}"
     if measure:
@@ -101,8 +99,10 @@ def memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
         "gradients": [memory.gradients for memory in kinds],
         "activations": [memory.activations for memory in kinds],
         "logits": [memory.logits for memory in kinds],
+        "gathered": [memory.gathered for memory in kinds],
         "Muon's update": [memory.update for memory in kinds],
-        "PyTorch itself": [PYTORCH_BYTES for _ in kinds],
+        "to save (rank 0)": [memory.saved for memory in kinds],
+        "PyTorch and holes": [memory.rest for memory in kinds],
         "at the peak": [memory.peak for memory in kinds],
     }
     yield f"{'memory of a rank':18}" + "".join(f"{name:>14}" for name in memories)

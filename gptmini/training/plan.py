@@ -12,9 +12,12 @@ PYTORCH_BYTES = 258 << 20
 """Resident memory of the smallest run: Python, PyTorch, tokenizers, and the scratch space of the kernels. As
 `python scripts/bench.py memory` measured it; it differs between builds of PyTorch and from CPU to CUDA."""
 
-HOLES = 1.4
-"""Bytes of the heap for each byte of activations, fitted to the same runs, with glibc on a CPU. Between those
-that are kept lie the holes of those that are not, into which what comes later does not always fit."""
+RANKS_BYTES = 74 << 20
+"""What one of several ranks holds besides: torch.distributed, and what DDP and FSDP import."""
+
+HOLES_BYTES = 50 << 20
+"""What glibc on a CPU cannot use again, fitted to `python scripts/bench.py memory`: this, and where memory is
+kept from step to step a quarter of the activations, because what comes later does not always fit."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,16 @@ class Memory:
     """What the forward pass of a micro batch keeps for the backward pass, logits left out."""
     logits: int
     """The logits, their log-softmax, and their gradients, where the backward pass begins."""
+    gathered: int
+    """What a rank of a sharded model holds whole for a while: the embeddings, and a block or two."""
     update: int
     """What the optimizer's update takes besides, which for AdamW is nothing."""
-
-    @property
-    def peak(self) -> int:
-        """Bytes at the worst moment, PyTorch itself included: in the backward pass or in the update."""
-        held = self.weights + self.optimizer + self.gradients
-        return PYTORCH_BYTES + held + max(int(HOLES * self.activations) + self.logits, self.update)
+    saved: int
+    """What the rank that writes gathers of a sharded model for a checkpoint, in main memory."""
+    rest: int
+    """PyTorch itself, and what the C library cannot use again."""
+    peak: int
+    """All that is there at the worst moment: in the backward pass, in the update, or while saving."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,9 @@ def flops_per_token(model: GPTConfig) -> int:
 
 def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -> Memory:
     on_cpu = config.runtime.device in ("auto", "cpu")
+    sharded = config.runtime.parallel == "fsdp" and world_size > 1
+    again = config.runtime.activation_checkpointing
+    shares = world_size if sharded else 1
     parameters = count_parameters(model)
     block_matrices = model.n_layer * _block_matrices(model)
     micro_batch_size = config.train.sequences_per_pass(world_size)
@@ -133,36 +141,70 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     muon = config.optim.optimizer == "muon"
     width = 4 if precision == "fp32" else 2  # bytes of a number in a product
     B, T, V = micro_batch_size, model.context_length, model.vocab_size
+
+    copies = 0 if width == 4 or sharded else width * (block_matrices + V * model.n_embd)
+    weights = 4 * parameters // shares + copies
+    averages = 4 * (2 * parameters - (block_matrices if muon else 0))
+    optimizer, gradients = averages // shares, 4 * parameters // shares
+    block = B * block_bytes_per_sequence(model, precision, on_cpu=on_cpu)
+    activations = B * activation_bytes_per_sequence(model, precision, on_cpu=on_cpu, again=again)
     # The logits as the model gives them, and in float32 their log-softmax, its gradient and theirs. While
     # gradients accumulate, the logits of the micro batch before are still there.
     logits = B * T * V * ((2 if accumulates else 1) * width + 4 + 4 + 4)
+    gathered = _gathered_bytes(model, width) if sharded else 0
+    update = _muon_bytes(model, 4 if on_cpu and width == 4 else 2) if muon else 0
+    saved = 4 * (parameters + block_matrices) + averages if sharded else 0  # GPT-2's files transpose matrices
+
+    rest = PYTORCH_BYTES + (RANKS_BYTES if world_size > 1 else 0) + (HOLES_BYTES if on_cpu else 0)
+    if on_cpu and not sharded and not again:  # freed memory is kept (runtime.keep_freed_memory): all adds up
+        rest += activations // 4 + (gradients // 2 if world_size > 1 else 0)  # DDP makes its buckets twice
+        working = activations + max(logits, gradients) + update
+    else:
+        begins, ends = activations + max(logits, gathered), gradients + gathered + (block if again else 0)
+        working = max(begins, ends, gradients + update, saved if on_cpu else 0)
     return Memory(
-        weights=4 * parameters + (0 if width == 4 else width * (block_matrices + V * model.n_embd)),
-        optimizer=4 * (2 * parameters - (block_matrices if muon else 0)),
-        gradients=4 * parameters,
-        activations=B * activation_bytes_per_sequence(model, precision, on_cpu=on_cpu),
+        weights=weights,
+        optimizer=optimizer,
+        gradients=gradients,
+        activations=activations,
         logits=logits,
-        update=_muon_bytes(model, 4 if on_cpu and width == 4 else 2) if muon else 0,
+        gathered=gathered,
+        update=update,
+        saved=saved,
+        rest=rest,
+        peak=weights + optimizer + working + rest,
     )
 
 
-def activation_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool = True) -> int:
+def activation_bytes_per_sequence(
+    model: GPTConfig, precision: str, *, on_cpu: bool = True, again: bool = False
+) -> int:
     """What a forward pass over context_length tokens keeps for the backward pass, in bytes, without logits.
 
     Under autocast the residual stream stays float32, and what enters a matrix product is kept in `precision`.
+    Where blocks are computed `again` in the backward pass, one of them is kept whole at a time, and of each
+    what goes into it.
     """
     T, C, L = model.context_length, model.n_embd, model.n_layer
+    width = 4 if precision == "fp32" else 2
+    final = width * C + 4 * (C + 2)
+    if model.dropout:
+        final += (4 if on_cpu else 1) * C
+    block = block_bytes_per_sequence(model, precision, on_cpu=on_cpu)
+    return T * final + (L * 4 * T * C + block if again else L * block)
+
+
+def block_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool = True) -> int:
+    """The share of one block in that."""
+    C = model.n_embd
     width = 4 if precision == "fp32" else 2
     # In the products' format a block keeps the normalised inputs of attention and MLP (2 C), q, k and v
     # (3 C), the mixed values (C), and the MLP's inside before and after its GELU (8 C); in float32 the
     # residual stream before each of its two parts (2 C), and a mean and a deviation for each LayerNorm.
-    block = width * 14 * C + 4 * (2 * C + 4)
-    final = width * C + 4 * (C + 2)
-    if model.dropout:  # which drawn numbers multiply what attention, MLP and embeddings give
-        mask = 1 if not on_cpu else width
-        block += 2 * mask * C
-        final += (1 if not on_cpu else 4) * C
-    return T * (L * (block + _attention_bytes_per_token(model, width, on_cpu)) + final)
+    token = width * 14 * C + 4 * (2 * C + 4)
+    if model.dropout:  # which drawn numbers multiply what attention and MLP give
+        token += 2 * (width if on_cpu else 1) * C
+    return model.context_length * (token + _attention_bytes_per_token(model, width, on_cpu))
 
 
 def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> int:
@@ -174,6 +216,14 @@ def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> in
     if model.dropout and on_cpu:  # the fused kernel of the CPU knows no dropout: all in float32
         return scores * 3 * 4 + (4 - width) * 3 * model.n_embd
     return 4 * model.n_head  # the logarithm of each softmax's sum
+
+
+def _gathered_bytes(model: GPTConfig, width: int) -> int:
+    """What FSDP2 holds whole in the backward pass, in the products' format: the embeddings and their gradient
+    all the time, a block, its gradient and the next block; and the gradient in float32, to be summed."""
+    C = model.n_embd
+    embeddings = (model.vocab_size + model.context_length) * C
+    return width * 2 * embeddings + (3 * width + 4) * _block_matrices(model)
 
 
 def _muon_bytes(model: GPTConfig, width: int) -> int:

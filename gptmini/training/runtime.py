@@ -84,7 +84,7 @@ def start_runtime(config: RuntimeConfig, ranks: Ranks = Ranks()) -> Runtime:  # 
     elif ranks.count > 1:  # torchrun asks for one thread, wherever the user does not
         torch.set_num_threads(max(1, _cores() // ranks.local_count))
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(not (ranks.sharded or config.activation_checkpointing))  # which are to save memory
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: float32 range, 10 mantissa bits, tensor cores
     precision = _fastest_precision(device) if config.precision == "auto" else config.precision
@@ -98,18 +98,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors for the next ones.
+def keep_freed_memory(keep: bool) -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, or give it back at once.
 
     By itself, glibc hands large blocks back to the kernel, which zeroes fresh pages for the next tensor of
-    that size: a seventh of a small model's step. Other C libraries know no mallopt, and are left as they are.
+    that size: a seventh of a small model's step. Kept memory has holes, though, into which not every tensor
+    fits. Other C libraries know no mallopt, and are left as they are.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(
-            ctypes.c_int(-1), ctypes.c_int(2**30)
-        )  # M_TRIM_THRESHOLD: bytes free at the end before any go
-        mallopt(ctypes.c_int(-3), ctypes.c_int(2**25))  # M_MMAP_THRESHOLD: its largest allowed value
+        settings = {
+            -1: 2**30,  # M_TRIM_THRESHOLD: bytes free at the end before any go
+            -3: 2**25,  # M_MMAP_THRESHOLD: its largest allowed value
+            -8: 1,  # M_ARENA_MAX: the backward pass has a thread of its own, but is to reuse the same memory
+        }
+        for number, value in settings.items() if keep else {-3: 2**20}.items():
+            mallopt(ctypes.c_int(number), ctypes.c_int(value))
 
 
 def seed_everything(*key: int) -> None:

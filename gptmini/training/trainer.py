@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from gptmini.checkpoint.durable import write_file
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
@@ -72,11 +72,13 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
 
 
 class StepResult(NamedTuple):
-    """What an optimizer step tells: mean loss in nats per token, the same per byte, gradient norm, time."""
+    """What an optimizer step tells. Loss and norm are on the device; to read them is to wait for it."""
 
-    loss: float
-    bits_per_byte: float
-    grad_norm: float
+    loss: Tensor
+    """Mean over the global batch, in nats per token."""
+    grad_norm: Tensor
+    text_bytes: float
+    """Of text that the batch's targets stand for."""
     seconds: float
 
 
@@ -99,6 +101,7 @@ class Trainer:
         self.best_val_loss: float | None = None
         self.best_step: int | None = None
         self.evaluations_since_best = 0
+        self.failure = torch.zeros(3, device=runtime.device)  # the first step that failed, its loss and norm
         if config.runtime.activation_checkpointing:
             checkpoint_activations(self.model)
         if runtime.compile:
@@ -116,8 +119,9 @@ class Trainer:
             result = self.train_step()
             metrics.count_step(result.seconds)
             if self.due(train.log_interval):
-                lr = factor * self.config.optim.lr
-                metrics.log(self.step, "train", result.loss, result.bits_per_byte, lr, result.grad_norm)
+                loss, lr = float(result.loss), factor * self.config.optim.lr
+                bits = bits_per_byte(loss * self.tokens_per_step, result.text_bytes)
+                metrics.log(self.step, "train", loss, bits, lr, float(result.grad_norm))
             is_best = self.due(train.eval_interval, or_last=True) and self.evaluate(metrics)
             if self.due(train.sample_interval):
                 self.sample(metrics)
@@ -131,7 +135,8 @@ class Trainer:
     def train_step(self) -> StepResult:
         """Accumulate the gradient of one global batch and update the weights.
 
-        Raises DivergedError, before the update, where the loss or the gradient norm is not finite.
+        Where the loss or the gradient norm is not finite, neither this update nor a later one is made, and
+        DivergedError comes when the device is next looked at: on a CPU at once.
         """
         started = time.perf_counter()
         starts = self.windows.starts(self.step - 1, self.config.train.batch_size)  # (batch_size,)
@@ -153,25 +158,45 @@ class Trainer:
             self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
         limit = self.config.optim.grad_clip or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        nats, grad_norm = torch.stack((loss, norm)).tolist()  # the only wait for the device in a step
-        self.stop_if_diverged(nats, grad_norm, starts)
+        failed = self.note_failure(loss, norm)
+        if self.looks():
+            self.stop_if_diverged()
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)  # type: ignore[arg-type]  # it calls step only
+            self.scaler.step(optimizer, failed)  # type: ignore[arg-type]  # it calls step only
         self.scaler.update()
         self.model.zero_grad()
-        bits = bits_per_byte(nats * self.tokens_per_step, text_bytes)
-        return StepResult(nats, bits, grad_norm, time.perf_counter() - started)
+        return StepResult(loss, norm, text_bytes, time.perf_counter() - started)
 
-    def stop_if_diverged(self, loss: float, grad_norm: float, starts: np.ndarray) -> None:
-        """Raise DivergedError where a number is not finite; the weights are then still the last good ones.
+    def note_failure(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Whether a number of this step, or of one before, was not finite; on the device, with no waiting.
 
         A float16 gradient may overflow: the scaler then skips the update and scales less.
         """
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+        finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())
+        now = torch.stack((torch.full_like(loss, self.step), loss, norm))
+        self.failure = torch.where(finite | (self.failure[0] > 0), self.failure, now)
+        return self.failure[0] > 0
+
+    def looks(self) -> bool:
+        """Whether to wait for the device in this step: a GPU works faster where nobody asks how it goes."""
+        train = self.config.train
+        intervals = (
+            train.log_interval,
+            train.eval_interval,
+            train.sample_interval,
+            train.checkpoint_interval,
+        )
+        return self.runtime.device.type == "cpu" or any(self.due(i, or_last=True) for i in intervals)
+
+    def stop_if_diverged(self) -> None:
+        """Raise DivergedError where a step has failed; the weights are then those before it."""
+        step, loss, norm = self.failure.tolist()  # the only wait for the device
+        if step == 0:
             return
+        starts = self.windows.starts(int(step) - 1, self.config.train.batch_size)
         windows = ", ".join(str(start) for start in starts[:8]) + (", ..." if len(starts) > 8 else "")
         raise DivergedError(
-            f"training diverged at step {self.step}: loss {loss}, gradient norm {grad_norm}; "
+            f"training diverged at step {step:.0f}: loss {loss}, gradient norm {norm}; "
             f"the batch was the windows at training tokens {windows}. The update was not made and the last "
             "checkpoint is untouched: try a lower learning rate, more optim.warmup_steps or fp32"
         )
@@ -199,6 +224,7 @@ class Trainer:
 
     def save(self, metrics: Metrics) -> None:
         """Commit a checkpoint of the weights, the optimizers and the step."""
+        self.stop_if_diverged()
         metrics.sync()
         state = TrainingState(
             step=self.step,

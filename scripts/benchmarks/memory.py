@@ -7,44 +7,56 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.train import ROOT, run, write_words
+from benchmarks.train import ROOT, TORCHRUN, run, write_words
 
 from gptmini.config import Config, GPTConfig, load_config
 from gptmini.data.preparation import prepare
-from gptmini.training.plan import PYTORCH_BYTES, plan
+from gptmini.training.plan import PYTORCH_BYTES, RANKS_BYTES, plan
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "context_length": 128}
 MEDIUM = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256}
 WIDE = {"n_layer": 4, "n_head": 12, "n_embd": 768, "context_length": 256}
-RUNS: dict[str, dict[str, Any]] = {  # dotted keys, besides those that all runs share
-    "4 x 128, T 128, B 32, fp32": {"model": SMALL, "batch": 32},
-    "4 x 128, T 128, B 32, bf16, Muon": {"model": SMALL, "batch": 32, "precision": "bf16", "muon": True},
-    "6 x 384, T 256, B 12, fp32": {"model": MEDIUM, "batch": 12},
-    "6 x 384, T 256, B 12, bf16": {"model": MEDIUM, "batch": 12, "precision": "bf16"},
-    "6 x 384, T 256, B 12, fp32, dropout": {"model": {**MEDIUM, "dropout": 0.1}, "batch": 12},
-    "6 x 384, T 256, B 12, bf16, Muon": {"model": MEDIUM, "batch": 12, "precision": "bf16", "muon": True},
-    "6 x 384, T 256, B 12, sdpa, fp32": {"model": {**MEDIUM, "attention": "sdpa"}, "batch": 12},
-    "6 x 384, T 256, B 12, sdpa, bf16": {
-        "model": {**MEDIUM, "attention": "sdpa"},
-        "batch": 12,
-        "precision": "bf16",
-    },
-    "6 x 384, T 256, B 12, sdpa, bf16, dropout": {
-        "model": {**MEDIUM, "attention": "sdpa", "dropout": 0.1},
-        "batch": 12,
-        "precision": "bf16",
-    },
-    "6 x 384, T 256, B 16 of 4, bf16": {"model": MEDIUM, "batch": 16, "micro": 4, "precision": "bf16"},
-    "4 x 768, T 256, B 4, fp32": {"model": WIDE, "batch": 4},
-    "4 x 768, T 256, B 4, fp32, Muon": {"model": WIDE, "batch": 4, "muon": True},
-    "4 x 768, T 256, B 4, bf16, Muon": {"model": WIDE, "batch": 4, "precision": "bf16", "muon": True},
-    "6 x 384, T 256, B 8, 16,384 tokens, bf16": {
-        "model": MEDIUM,
+DEEP = {"n_layer": 12, "n_head": 8, "n_embd": 512, "context_length": 256}
+FITTED: list[dict[str, Any]] = [  # what the plan's rules of thumb were chosen by
+    {"model": SMALL, "batch": 32},
+    {"model": SMALL, "batch": 32, "precision": "bf16", "optimizer": "muon"},
+    {"model": MEDIUM, "batch": 12},
+    {"model": MEDIUM, "batch": 12, "precision": "bf16"},
+    {"model": {**MEDIUM, "dropout": 0.1}, "batch": 12},
+    {"model": MEDIUM, "batch": 12, "precision": "bf16", "optimizer": "muon"},
+    {"model": {**MEDIUM, "attention": "sdpa"}, "batch": 12},
+    {"model": {**MEDIUM, "attention": "sdpa"}, "batch": 12, "precision": "bf16"},
+    {"model": {**MEDIUM, "attention": "sdpa", "dropout": 0.1}, "batch": 12, "precision": "bf16"},
+    {"model": MEDIUM, "batch": 16, "micro": 4, "precision": "bf16"},
+    {"model": WIDE, "batch": 4},
+    {"model": WIDE, "batch": 4, "optimizer": "muon"},
+    {"model": WIDE, "batch": 4, "precision": "bf16", "optimizer": "muon"},
+    {"model": MEDIUM, "batch": 8, "precision": "bf16", "vocab_size": 16384},
+    {"model": MEDIUM, "batch": 12, "precision": "bf16", "checkpointing": True},
+    {"ranks": 2, "model": MEDIUM, "batch": 12, "precision": "bf16"},
+    {"ranks": 2, "model": WIDE, "batch": 4},
+    {"ranks": 2, "parallel": "fsdp", "model": MEDIUM, "batch": 12, "precision": "bf16"},
+    {"ranks": 2, "parallel": "fsdp", "model": WIDE, "batch": 4},
+    {"ranks": 2, "parallel": "fsdp", "model": WIDE, "batch": 4, "optimizer": "muon"},
+    {"ranks": 2, "parallel": "fsdp", "checkpointing": True, "model": {**WIDE, "n_layer": 8}, "batch": 8},
+]
+HELD_OUT: list[dict[str, Any]] = [
+    {
+        "model": {"n_layer": 3, "n_head": 4, "n_embd": 256, "context_length": 512, "attention": "sdpa"},
         "batch": 8,
         "precision": "bf16",
-        "vocab_size": 16384,
     },
-}
+    {
+        "model": {"n_layer": 12, "n_head": 8, "n_embd": 256, "context_length": 128},
+        "batch": 24,
+        "optimizer": "muon",
+    },
+    {"model": {"n_layer": 2, "n_head": 8, "n_embd": 1024, "context_length": 128}, "batch": 16},
+    {"model": DEEP, "batch": 6, "precision": "bf16", "checkpointing": True},
+    {"ranks": 2, "model": DEEP, "batch": 8, "optimizer": "muon"},
+    {"ranks": 2, "parallel": "fsdp", "model": DEEP, "batch": 8, "precision": "bf16"},
+    {"ranks": 2, "parallel": "fsdp", "checkpointing": True, "model": DEEP, "batch": 16},
+]
 
 
 def bench_memory() -> None:
@@ -53,20 +65,43 @@ def bench_memory() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         write_words(text, 4_000_000)
-        print(f"{'':42}{'planned':>9}{'measured':>10}{'off by':>9}", flush=True)
-        smallest = {"model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 8}, "batch": 1}
-        show("the smallest run: PyTorch itself", PYTORCH_BYTES, peak_bytes(config_of(smallest, text)))
-        for name, values in RUNS.items():
-            config = config_of(values, text)
-            model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 257, **config.model.model_dump())
-            planned = plan(config, model, None, config.runtime.precision).memory.peak
-            show(name, planned, peak_bytes(config))
+        print(f"{'':56}{'planned':>9}{'measured':>10}{'off by':>9}", flush=True)
+        smallest = {"model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 8}, "batch": 2}
+        show("the smallest run: PyTorch itself", PYTORCH_BYTES, peak_bytes(config_of(smallest, text), 1))
+        of_two = peak_bytes(config_of(smallest, text), 2)
+        show("the smallest run on two ranks", PYTORCH_BYTES + RANKS_BYTES, of_two)
+        for title, runs in (("", FITTED), ("not looked at for the plan's rules:", HELD_OUT)):
+            print(title, end="\n" if title else "")
+            for values in runs:
+                config, ranks = config_of(values, text), values.get("ranks", 1)
+                model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 257, **config.model.model_dump())
+                planned = plan(config, model, None, config.runtime.precision, ranks).memory.peak
+                show(title_of(values), planned, peak_bytes(config, ranks))
+
+
+def title_of(values: dict[str, Any]) -> str:
+    """A run in some words."""
+    model = values["model"]
+    words = [
+        f"{values['ranks']} ranks" if "ranks" in values else None,
+        values.get("parallel"),
+        f"{model['n_layer']} x {model['n_embd']}",
+        f"T {model['context_length']}",
+        f"B {values['batch']}" + (f" of {values['micro']}" if "micro" in values else ""),
+        values.get("precision", "fp32"),
+        values.get("optimizer"),
+        model.get("attention"),
+        "dropout" if "dropout" in model else None,
+        f"{values['vocab_size']:,} tokens" if "vocab_size" in values else None,
+        "checkpointed" if "checkpointing" in values else None,
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def show(name: str, planned: int, measured: int) -> None:
     """One row."""
     off = planned / measured - 1
-    print(f"{name:42}{planned / 2**20:5,.0f} MiB{measured / 2**20:6,.0f} MiB{off:+9.1%}", flush=True)
+    print(f"{name:56}{planned / 2**20:5,.0f} MiB{measured / 2**20:6,.0f} MiB{off:+9.1%}", flush=True)
 
 
 def config_of(values: dict[str, Any], text: Path) -> Config:
@@ -76,14 +111,19 @@ def config_of(values: dict[str, Any], text: Path) -> Config:
         "model": values["model"],
         "data": {"corpus": str(text)},
         "tokenizer": bpe,
-        "optim": {"optimizer": "muon" if values.get("muon") else "adamw"},
+        "optim": {"optimizer": values.get("optimizer", "adamw")},
         "train": {
             "batch_size": values["batch"],
             "micro_batch_size": values.get("micro"),
             "max_steps": 3,
             "eval_tokens": 10_000,
         },
-        "runtime": {"precision": values.get("precision", "fp32"), "device": "cpu"},
+        "runtime": {
+            "device": "cpu",
+            "precision": values.get("precision", "fp32"),
+            "parallel": values.get("parallel", "ddp"),
+            "activation_checkpointing": values.get("checkpointing", False),
+        },
     }
     path = text.with_suffix(".yaml")
     path.write_text(json.dumps(sections))  # JSON is YAML
@@ -91,8 +131,9 @@ def config_of(values: dict[str, Any], text: Path) -> Config:
 
 
 # A process's highest resident memory since its program began: ru_maxrss also remembers who started it.
-RUN = """
+RUN = f"""
 import sys
+sys.path.insert(0, {str(ROOT)!r})
 from gptmini.cli import main
 code = main(sys.argv[1:])
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
@@ -101,11 +142,14 @@ sys.exit(code)
 """
 
 
-def peak_bytes(config: Config) -> int:
-    """The highest resident memory of `gptmini train` on a corpus that is prepared already; for Linux."""
+def peak_bytes(config: Config, ranks: int) -> int:
+    """The highest resident memory of a rank of a run on a corpus that is prepared already; for Linux."""
     prepare(config.data, config.tokenizer, config.model.context_length)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
+        path, program = Path(folder, "config.yaml"), Path(folder, "run.py")
         path.write_text(config.model_dump_json())
+        program.write_text(RUN)
+        python = [sys.executable] if ranks == 1 else [*TORCHRUN, str(ranks)]
         words = ["train", str(path), "--quiet", "--train.out-dir", f"{folder}/run"]
-        return 1024 * int(run([sys.executable, "-c", RUN, *words], cwd=ROOT))
+        peaks = run([*python, str(program), *words], cwd=Path(folder)).split()
+        return 1024 * max(map(int, peaks))

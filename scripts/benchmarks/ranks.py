@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import describe
-from benchmarks.train import ROOT, listed, metrics, run, write_words
+from benchmarks.train import ROOT, TORCHRUN, listed, metrics, run, write_words
 
 MODEL = {"n-layer": 4, "n-head": 4, "n-embd": 256, "context-length": 128}
 STEPS, LINES = 16, 4  # the first quarter warms up
@@ -15,10 +15,9 @@ STEPS, LINES = 16, 4  # the first quarter warms up
 def bench_ranks(rounds: int) -> None:
     """Print tokens per second of both, for AdamW and Muon, and the ratio of each round."""
     print(f"4 layers x 256, T 128, B 32, fp32, byte tokens, {STEPS} steps; {describe()}")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {
         "1 process, 2 threads": ([sys.executable], "2"),
-        "2 processes, 1 thread each": (torchrun, "1"),
+        "2 processes, 1 thread each": ([*TORCHRUN, "2"], "1"),
     }
     with tempfile.TemporaryDirectory() as folder:
         write_words(Path(folder, "corpus.txt"), 2_000_000)

@@ -30,6 +30,7 @@ from gptmini.training.runtime import start_runtime
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # and how many
 SHAPES = {  # layers, heads, width, context, sequences per batch
     "4 layers, 128 wide, context 64, batch 12": (4, 4, 128, 64, 12),
     "6 layers, 384 wide, context 256, batch 12": (6, 6, 384, 256, 12),
@@ -299,7 +300,7 @@ def cost_of_starting(rounds: int) -> None:
         path = written(config, Path(folder))
         outs = (str(Path(folder, f"run-{i}")) for i in range(rounds + 1))
         tasks = {
-            "gptmini --help": lambda: run([sys.executable, "-m", "gptmini.cli", "--help"], cwd=ROOT),
+            "gptmini --help": lambda: run([sys.executable, "-m", "gptmini", "--help"], cwd=ROOT),
             "python -c 'import torch'": lambda: run([sys.executable, "-c", "import torch"]),
             "gptmini train, 1 step, saved": lambda: run(
                 [*TRAIN, path, "--quiet", "--train.out-dir", next(outs)]

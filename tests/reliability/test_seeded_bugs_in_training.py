@@ -163,19 +163,20 @@ BUGS = [
         "what is not finite is noticed after the update",
         runs.check_divergence,
         trainer,
-        "        self.stop_if_diverged(nats, grad_norm, starts)\n"
+        "            self.stop_if_diverged()\n"
         "        for optimizer in self.optimizers:\n"
-        "            self.scaler.step(optimizer)  # type: ignore[arg-type]  # it calls step only\n",
+        "            self.scaler.step(optimizer, failed)  # type: ignore[arg-type]  # it calls step only\n",
+        "            pass\n"
         "        for optimizer in self.optimizers:\n"
-        "            self.scaler.step(optimizer)\n"
-        "        self.stop_if_diverged(nats, grad_norm, starts)\n",
+        "            self.scaler.step(optimizer, failed)\n"
+        "        self.stop_if_diverged()\n",
     ),
     (
         "only the loss is looked at, not the gradient",
         runs.check_divergence,
         trainer,
-        "if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):",
-        "if math.isfinite(loss):",
+        "finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())",
+        "finite = loss.isfinite()",
     ),
     ("a signal is ignored", signals, runtime, "        self.received = number\n", ""),
     ("nothing is saved at a signal", signals, trainer, "is_best or stopping or", "is_best or"),
