@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -148,3 +150,18 @@ def test_a_long_text_goes_through_in_chunks_with_the_ids_of_the_whole(tmp_path, 
     data = prepared(tmp_path, text, TokenizerConfig(kind="bpe", vocab_size=400))
     whole = data.tokenizer.encode(text[: data.meta.train_bytes])
     assert data.train.tolist() == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
+def test_a_process_does_not_grow_by_the_windows_that_it_reads(tmp_path):
+    def mapped_bytes():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    np.arange(2**24, dtype="<u4").astype("<u2").tofile(tmp_path / "tokens.bin")
+    windows = Windows(np.memmap(tmp_path / "tokens.bin", "<u2", "r"), context_length=64, seed=0)
+    before = mapped_bytes()
+    for step in range(100):
+        inputs, _ = windows.batch(windows.starts(step, 64))
+        assert int(inputs[3, 5]) == (int(windows.starts(step, 64)[3]) + 5) % 2**16
+    assert mapped_bytes() - before < 2**22  # of 2^25 bytes that 6,400 windows lie in

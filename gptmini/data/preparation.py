@@ -7,6 +7,7 @@ again by the digests of text and tokenizer. Nothing here imports torch.
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import sys
 import time
@@ -397,6 +398,15 @@ def _open_tokens(entry: Path) -> TokenData | None:
         durable.remove_folder(folder)
         return None
     return TokenData(train, val, tokenizer, meta)
+
+
+def forget_pages(stream: np.ndarray) -> None:
+    """Let go of the pages of a token file that have been read, so that a process does not grow by them.
+
+    The operating system keeps them, as long as nobody else needs the memory.
+    """
+    if isinstance(stream.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        stream.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _open_stream(path: Path, dtype: str, tokens: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gptmini.data.preparation import TokenData as TokenData
 from gptmini.data.preparation import count_bytes as count_bytes
 from gptmini.data.preparation import encode_corpus as encode_corpus
+from gptmini.data.preparation import forget_pages
 from gptmini.data.preparation import prepare as prepare
 
 
@@ -59,6 +60,7 @@ class Windows:
         """
         T = self.context_length
         windows = [torch.from_numpy(self.tokens[s : s + T + 1].astype(np.int64)) for s in starts]
+        forget_pages(self.tokens)
         batch = torch.stack(windows)  # (B, T + 1): equally long rows under one another
         return batch[:, :-1], batch[:, 1:]
 

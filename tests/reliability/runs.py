@@ -407,7 +407,7 @@ def check_divergence(folder):
         run, message = place(folder, "diverged", often), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(message):
             spoil(patch, where, value, at=step)
-            updates = count_updates(patch)
+            updates, seen = count_updates(patch), note_windows(patch)
             code = in_folder(run, lambda: cli.main(["train", *WORDS, "--quiet"]))
         assert code == DivergedError.exit_code == 3
         assert len(updates) == step - 1, "the update was made"
@@ -415,7 +415,9 @@ def check_divergence(folder):
         runtime = start_runtime(config.runtime)
         data = in_folder(run, partial(start.build_model_and_data, config, runtime, quiet=True))[1]
         windows = Windows(data.train, config.model.context_length, config.train.seed)
-        starts = ", ".join(map(str, windows.starts(step - 1, config.train.batch_size)))
+        of_step = windows.starts(step - 1, config.train.batch_size).tolist()
+        assert seen[-len(of_step) :] == of_step
+        starts = ", ".join(map(str, of_step))
         assert re.fullmatch(r"gptmini: .*\n", message.getvalue())
         assert f"diverged at step {step}: " in message.getvalue()
         assert f"windows at training tokens {starts}." in message.getvalue()
@@ -424,10 +426,17 @@ def check_divergence(folder):
     return len(cases)
 
 
+def note_windows(patch):
+    """A list that grows by the starts of the windows of each micro batch."""
+    real, seen = Windows.batch, []
+    patch.setattr(Windows, "batch", lambda self, starts: seen.extend(starts.tolist()) or real(self, starts))
+    return seen
+
+
 def count_updates(patch):
     """A list that grows by one at each of AdamW's updates, of which a step makes one."""
     real, updates = optim.AdamW.step, []
-    patch.setattr(optim.AdamW, "step", lambda self: updates.append(1) or real(self))
+    patch.setattr(optim.AdamW, "step", lambda self, *skip: updates.append(1) or real(self, *skip))
     return updates
 
 
