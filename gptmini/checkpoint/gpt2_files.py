@@ -6,7 +6,7 @@ biases, which GPT-2 does not know, so they are stored as zeros. All of it happen
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -72,11 +72,18 @@ def to_gpt2(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]
 
 
 def from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """GPT's state dict, in float32 and in memory of its own, from the tensors of a GPT-2 directory.
+    """GPT's state dict from the tensors of a GPT-2 directory; see `parameters_from_gpt2`."""
+    state = dict(parameters_from_gpt2(tensors, config))
+    state["lm_head.weight"] = state["token_embedding.weight"]
+    return state
 
-    Each tensor is looked up once, so a mapping that reads from disk is never in memory as a whole. Raises
-    UserError naming the tensor that is missing, left over, of another shape or dtype than `config` needs,
-    or not zero where `config` has no bias.
+
+def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """GPT's parameters, in float32 and in memory of their own, one by one.
+
+    So a mapping that reads from disk is never in memory as a whole. Raises UserError naming the tensor that
+    is missing, left over, of another shape or dtype than `config` needs, or not zero where `config` has no
+    bias.
     """
     stored = {name.removeprefix("transformer."): name for name in tensors}
     shapes = parameter_shapes(config)
@@ -89,7 +96,6 @@ def from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Ten
     if len(stored) != len(tensors):
         raise UserError("a tensor is there twice, with and without the prefix transformer.")
 
-    state = {}
     for name, shape in shapes.items():
         tensor = tensors[stored[_gpt2_name(name)]]
         if name.endswith(_TRANSPOSED):
@@ -108,13 +114,16 @@ def from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Ten
             continue
         if name.endswith(_TRANSPOSED):
             tensor = tensor.T
-        state[name] = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    state["lm_head.weight"] = state["token_embedding.weight"]
-    if extra and not torch.equal(tensors["lm_head.weight"].float(), state["lm_head.weight"]):
-        raise UserError(
-            "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
-        )
-    return state
+        value = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        if (
+            extra
+            and name == "token_embedding.weight"
+            and not torch.equal(tensors["lm_head.weight"].float(), value)
+        ):
+            raise UserError(
+                "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
+            )
+        yield name, value
 
 
 def gpt2_config(config: GPTConfig, end_of_text: int | None) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from gptmini.checkpoint import durable
 from gptmini.checkpoint.gpt2_files import (
     FORMAT_VERSION,
     config_from_gpt2,
-    from_gpt2,
     generation_config,
     gpt2_config,
+    parameters_from_gpt2,
     to_gpt2,
 )
 from gptmini.checkpoint.plain_files import TensorFiles, json_bytes, read_json, tensor_file_pieces
@@ -78,6 +78,22 @@ def load(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | None]:
     Raises UserError if there is no checkpoint, or one that this version cannot read; DamagedError, naming
     the file, if it is not what was written.
     """
+    config, parameters, tokenizer = open_weights(path)
+    with _WithoutInit():
+        model = GPT(config)
+    state = dict(parameters)
+    state["lm_head.weight"] = state["token_embedding.weight"]
+    model.load_state_dict(state, assign=True)  # the parameters drawn by no one take no memory, and go
+    model.lm_head.weight = model.token_embedding.weight
+    return model.to(device).eval(), tokenizer
+
+
+def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], Tokenizer | None]:
+    """What `load` makes a model of, with the parameters in float32 one by one, each read when it is due.
+
+    So that a rank which keeps its share of each never holds all of them. Raises what `load` does, also while
+    the parameters are read.
+    """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
@@ -87,12 +103,8 @@ def load(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | None]:
         verify(path)
     elif not (path / "config.json").exists():
         raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
-    config, state = _read_model(path)
-    with _WithoutInit():
-        model = GPT(config)
-    model.load_state_dict(state, assign=True)  # the parameters drawn by no one take no memory, and go
-    model.lm_head.weight = model.token_embedding.weight
-    return model.to(device).eval(), load_tokenizer(path)
+    config, parameters = _read_model(path)
+    return config, parameters, load_tokenizer(path)
 
 
 def verify(step_folder: Path) -> None:
@@ -348,13 +360,21 @@ def _check_version(version: object, path: Path) -> None:
         )
 
 
-def _read_model(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Config and GPT's state dict of a GPT-2 directory."""
+def _read_model(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
+    """Config and parameters of a GPT-2 directory."""
     try:
         config = config_from_gpt2(read_json(folder / "config.json"))
-        return config, from_gpt2(TensorFiles(_weight_files(folder)), config)
+        tensors = TensorFiles(_weight_files(folder))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        try:
+            yield from parameters_from_gpt2(tensors, config)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    return config, read()
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -374,7 +394,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_checkpoint(step_folder: Path) -> Checkpoint:
     state = _read_state(step_folder)
-    _, model = _read_model(step_folder)
+    model = dict(_read_model(step_folder)[1])
     optimizer = dict(TensorFiles([step_folder / "training" / "optimizer.safetensors"]))
     return Checkpoint(state.step, model, optimizer, state)
 

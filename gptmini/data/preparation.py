@@ -405,8 +405,9 @@ def forget_pages(stream: np.ndarray) -> None:
 
     The operating system keeps them, as long as nobody else needs the memory.
     """
-    if isinstance(stream.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        stream.base.madvise(mmap.MADV_DONTNEED)
+    mapped: object = stream.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _open_stream(path: Path, dtype: str, tokens: int) -> np.ndarray:

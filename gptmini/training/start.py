@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gptmini.checkpoint.hub import find_weights
-from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load
+from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, open_weights
 from gptmini.config import Config, GPTConfig, ModelConfig, TokenizerConfig
 from gptmini.data.token_file import TokenData, prepare
 from gptmini.data.tokenizer import Tokenizer
@@ -83,32 +83,31 @@ def build_model_and_data(config: Config, runtime: Runtime, quiet: bool) -> tuple
     name = f"train.init_from = {config.train.init_from}"
     with ranks.one_first():
         folder = find_weights(config.train.init_from)
-    source, tokenizer = load(folder)
+    source, parameters, tokenizer = open_weights(folder)
     if tokenizer is not None:
         _check_tokenizer(config.tokenizer, tokenizer, name)
     fixed = ("n_layer", "n_head", "n_embd", "bias")
-    if changed := [key for key in fixed if getattr(config.model, key) != getattr(source.config, key)]:
+    if changed := [key for key in fixed if getattr(config.model, key) != getattr(source, key)]:
         given = ", ".join(f"model.{key} = {getattr(config.model, key)}" for key in changed)
-        needed = ", ".join(str(getattr(source.config, key)) for key in changed)
+        needed = ", ".join(str(getattr(source, key)) for key in changed)
         raise UserError(f"{given}, but {name} has {needed}")
-    if length > source.config.context_length:
+    if length > source.context_length:
         raise UserError(
-            f"model.context_length = {length}: {name} has positions for {source.config.context_length} "
-            "tokens only"
+            f"model.context_length = {length}: {name} has positions for {source.context_length} tokens only"
         )
     with ranks.one_first():
         data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
     wanted = GPTConfig(vocab_size=data.tokenizer.vocab_size, **config.model.model_dump())
-    if wanted.vocab_size != source.config.vocab_size:
+    if wanted.vocab_size != source.vocab_size:
         raise UserError(
-            f"the tokenizer's vocab_size = {wanted.vocab_size}, but {name} has {source.config.vocab_size}"
+            f"the tokenizer's vocab_size = {wanted.vocab_size}, but {name} has {source.vocab_size}"
         )
-    weights: dict[str, torch.Tensor] = dict(source.named_parameters())
-    weights["position_embedding.weight"] = weights["position_embedding.weight"][:length]
     model = _random_model(wanted, config, runtime)
+    ours = dict(model.named_parameters())
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            put_whole(parameter, weights[parameter_name])
+        for parameter_name, value in parameters:
+            is_positions = parameter_name == "position_embedding.weight"
+            put_whole(ours[parameter_name], value[:length] if is_positions else value)
     return model, data
 
 
