@@ -46,8 +46,8 @@ def test_the_own_text_lines_train_and_generate(tmp_path, monkeypatch, capsys):
 
 def test_the_line_that_plans_gpt2_xl_prints_its_size(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (words,) = re.findall(r"`gptmini (plan configs/[^`]*)`", README)
-    assert main(words.split()) == 0
+    (words,) = re.findall(r"^gptmini (plan configs/.*?)\n```", README, re.DOTALL | re.MULTILINE)
+    assert main(words.replace("\\\n", "").split()) == 0
     assert "1,557,611,200" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -306,6 +307,36 @@ def test_an_out_dir_that_cannot_be_made_is_a_user_error(make_config, tmp_path):
 def test_resuming_where_nothing_was_saved_starts_and_says_so(make_config, capsys):
     train(make_config(), resume=True)
     assert "no checkpoint to resume in" in capsys.readouterr().out
+
+
+def test_a_sample_of_a_model_that_has_diverged_is_that(make_config):
+    optim = {"lr": 1e20, "warmup_steps": 0}  # finite weights, but no finite logits
+    with pytest.raises(DivergedError, match="diverged at step 1: logits that are not finite"):
+        train(make_config(optim=optim, train={"sample_interval": 1, "eval_interval": 6}), quiet=True)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("interval", ["eval_interval", "sample_interval", "checkpoint_interval"])
+def test_weights_that_an_update_has_spoiled_are_neither_evaluated_nor_sampled_nor_saved(
+    make_config, optimizer, interval
+):
+    intervals = {"eval_interval": 6, "sample_interval": None, "checkpoint_interval": None, interval: 2}
+    spoil = {"optimizer": optimizer, "lr": 1e38, "muon_lr": 1e38, "warmup_steps": 0}
+    good = make_config(optim={"optimizer": optimizer}, train=intervals)
+    spoiled = make_config(optim=spoil, train=intervals)
+    with pytest.raises(DivergedError, match=r"diverged at step \d: .* and nothing had been saved yet"):
+        train(spoiled, quiet=True)
+    shutil.rmtree(good.train.out_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(Stopped):
+            train(good, quiet=True)
+    with pytest.raises(DivergedError, match=r"diverged at step \d: .* and the checkpoint of step 1 is untou"):
+        train(spoiled, resume=True, quiet=True)
+    store = CheckpointStore(Path(good.train.out_dir), keep=1)
+    assert store.steps() == [1]
+    assert all(line["step"] < 3 for line in read_metrics(store.run_folder / "metrics.jsonl"))
+    train(good, resume=True, quiet=True)
 
 
 def a_trainer(config):

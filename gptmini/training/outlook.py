@@ -67,7 +67,9 @@ def _measure(config: Config, vocab_size: int, micro_batch_size: int, tokens: int
 
 
 def _hours(tokens: int, tokens_per_second: float) -> str:
-    return f"hours             {tokens / tokens_per_second / 3600:,.2f} at {tokens_per_second:,.0f} tokens/s"
+    hours = tokens / tokens_per_second / 3600
+    shown = f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.1g}"
+    return f"hours             {shown} at {tokens_per_second:,.0f} tokens/s"
 
 
 def expected_vocab_size(config: Config) -> int:
@@ -108,4 +110,5 @@ def memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
     yield f"{'memory of a rank':18}" + "".join(f"{name:>14}" for name in memories)
     for name, sizes in rows.items():
         if any(sizes):
-            yield f"{name:18}" + "".join(f"{mebibytes(size):>14}" for size in sizes)
+            yield f"{name:18}" + "".join(f" {mebibytes(size):>13}" for size in sizes)
+    yield "(the peak is the worst moment, not the sum: gradients, say, grow as the logits go)"

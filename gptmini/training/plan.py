@@ -158,9 +158,10 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     rest = PYTORCH_BYTES + (RANKS_BYTES if world_size > 1 else 0) + (HOLES_BYTES if on_cpu else 0)
     if on_cpu and not sharded and not again:  # freed memory is kept (runtime.keep_freed_memory): all adds up
         rest += activations // 4 + (gradients // 2 if world_size > 1 else 0)  # DDP makes its buckets twice
-        working = activations + max(logits, gradients) + update
+        working = activations + (logits + gradients if accumulates else max(logits, gradients)) + update
     else:
-        begins, ends = activations + max(logits, gathered), gradients + gathered + (block if again else 0)
+        begins = activations + max(logits, gathered) + (gradients if accumulates else 0)
+        ends = gradients + gathered + (block if again else 0)
         working = max(begins, ends, gradients + update, saved if on_cpu else 0)
     return Memory(
         weights=weights,

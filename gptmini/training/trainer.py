@@ -13,7 +13,7 @@ from gptmini.checkpoint.durable import write_file
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, dump_config
 from gptmini.data.token_file import TokenData, Windows, validation_batches
-from gptmini.errors import DivergedError, Stopped
+from gptmini.errors import DivergedError, Stopped, UserError
 from gptmini.generate import generate_text
 from gptmini.model import GPT
 from gptmini.training.loss import bits_per_byte, evaluate, next_token_loss
@@ -24,7 +24,7 @@ from gptmini.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from gptmini.training.parallel import checkpoint_activations, join_ranks, whole
+from gptmini.training.parallel import checkpoint_activations, join_ranks, local, whole
 from gptmini.training.plan import plan
 from gptmini.training.runtime import Runtime, StopSignal, seed_everything, start_runtime, stop_signal
 from gptmini.training.start import (
@@ -195,10 +195,25 @@ class Trainer:
             return
         starts = self.windows.starts(int(step) - 1, self.config.train.batch_size)
         windows = ", ".join(str(start) for start in starts[:8]) + (", ..." if len(starts) > 8 else "")
-        raise DivergedError(
-            f"training diverged at step {step:.0f}: loss {loss}, gradient norm {norm}; "
-            f"the batch was the windows at training tokens {windows}. The update was not made and the last "
-            "checkpoint is untouched: try a lower learning rate, more optim.warmup_steps or fp32"
+        raise self.divergence(
+            int(step),
+            f"loss {loss}, gradient norm {norm}; the batch was the windows at training tokens {windows}. "
+            "The update was not made",
+        )
+
+    def stop_if_weights_diverged(self) -> None:
+        """Raise DivergedError where an update has left weights that are not finite: no file gets them."""
+        finite = all(bool(local(parameter).isfinite().all()) for parameter in self.model.parameters())
+        if self.ranks.largest(int(not finite)):
+            raise self.divergence(self.step, "weights that are not finite after the update")
+
+    def divergence(self, step: int, what: str) -> DivergedError:
+        """The error that says what is not finite, what is left, and what to try."""
+        saved = self.store.steps()
+        left = f"the checkpoint of step {saved[-1]} is untouched" if saved else "nothing had been saved yet"
+        return DivergedError(
+            f"training diverged at step {step}: {what} and {left}: "
+            "try a lower learning rate, more optim.warmup_steps or fp32"
         )
 
     def evaluate(self, metrics: Metrics) -> bool:
@@ -207,6 +222,8 @@ class Trainer:
         length = self.config.model.context_length
         batches = validation_batches(self.data.val, length, self.micro_batch_size, train.eval_tokens)
         result = evaluate(self.model, batches, self.data.count_bytes, self.runtime)
+        if not math.isfinite(result.loss):
+            raise self.divergence(self.step, f"validation loss {result.loss} after the update")
         metrics.log(self.step, "val", result.loss, result.bits_per_byte)
         self.val_loss = result.loss
         is_best = self.best_val_loss is None or result.loss < self.best_val_loss
@@ -217,14 +234,19 @@ class Trainer:
 
     def sample(self, metrics: Metrics) -> None:
         """Show what the model writes now; the same seed each time, so that only the weights differ."""
+        self.stop_if_weights_diverged()
         seed = self.config.train.seed
         with self.ranks.whole_head(self.model):
-            (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
+            try:
+                (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
+            except UserError:  # all that it may complain of here
+                raise self.divergence(self.step, "logits that are not finite after the update") from None
         metrics.sample(self.step, text)
 
     def save(self, metrics: Metrics) -> None:
         """Commit a checkpoint of the weights, the optimizers and the step."""
         self.stop_if_diverged()
+        self.stop_if_weights_diverged()
         metrics.sync()
         state = TrainingState(
             step=self.step,

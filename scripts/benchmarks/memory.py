@@ -65,7 +65,7 @@ def bench_memory() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         write_words(text, 4_000_000)
-        print(f"{'':56}{'planned':>9}{'measured':>10}{'off by':>9}", flush=True)
+        print(f"{'':58}{'planned':>9}{'measured':>10}{'off by':>9}", flush=True)
         smallest = {"model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 8}, "batch": 2}
         show("the smallest run: PyTorch itself", PYTORCH_BYTES, peak_bytes(config_of(smallest, text), 1))
         of_two = peak_bytes(config_of(smallest, text), 2)
@@ -101,7 +101,7 @@ def title_of(values: dict[str, Any]) -> str:
 def show(name: str, planned: int, measured: int) -> None:
     """One row."""
     off = planned / measured - 1
-    print(f"{name:56}{planned / 2**20:5,.0f} MiB{measured / 2**20:6,.0f} MiB{off:+9.1%}", flush=True)
+    print(f"{name:58}{planned / 2**20:5,.0f} MiB{measured / 2**20:6,.0f} MiB{off:+9.1%}", flush=True)
 
 
 def config_of(values: dict[str, Any], text: Path) -> Config:
@@ -137,7 +137,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from gptmini.cli import main
 code = main(sys.argv[1:])
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print(peak)
+sys.stdout.write(peak + "\\n")  # at once, as another rank writes too
 sys.exit(code)
 """
 

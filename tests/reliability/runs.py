@@ -423,7 +423,26 @@ def check_divergence(folder):
         assert f"windows at training tokens {starts}." in message.getvalue()
         finish(run)
         assert_same_end(run, uninterrupted(folder, often, "undiverged"))
-    return len(cases)
+    check_spoiled_weights(folder, often)
+    return len(cases) + 1
+
+
+def check_spoiled_weights(folder, config):
+    """An update that leaves weights which are not finite ends the run before they are saved."""
+    run, message, real, updates = place(folder, "spoiled", config), io.StringIO(), optim.AdamW.step, []
+
+    def step(self, *skip):
+        updates.append(real(self, *skip))
+        if len(updates) == 3:
+            self.param_groups[0]["params"][0].data[0, 0] = math.inf
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(message):
+        patch.setattr(optim.AdamW, "step", step)
+        assert in_folder(run, lambda: cli.main(["train", *WORDS, "--quiet"])) == DivergedError.exit_code
+    assert "diverged at step 3: " in message.getvalue()
+    assert checkpoints(run).steps()[-1] == 2
+    finish(run)
+    assert_same_end(run, uninterrupted(folder, config, "undiverged"))
 
 
 def note_windows(patch):

@@ -178,6 +178,13 @@ BUGS = [
         "finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())",
         "finite = loss.isfinite()",
     ),
+    (
+        "weights that are not finite are saved",
+        runs.check_divergence,
+        trainer,
+        "        self.stop_if_weights_diverged()\n        metrics.sync()",
+        "        metrics.sync()",
+    ),
     ("a signal is ignored", signals, runtime, "        self.received = number\n", ""),
     ("nothing is saved at a signal", signals, trainer, "is_best or stopping or", "is_best or"),
     (
