@@ -79,9 +79,9 @@ def load(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | None]:
     the file, if it is not what was written.
     """
     config, parameters, tokenizer = open_weights(path)
+    state = dict(parameters)  # before a model is built of a size that no file holds
     with _WithoutInit():
         model = GPT(config)
-    state = dict(parameters)
     state["lm_head.weight"] = state["token_embedding.weight"]
     model.load_state_dict(state, assign=True)  # the parameters drawn by no one take no memory, and go
     model.lm_head.weight = model.token_embedding.weight
