@@ -321,14 +321,15 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
 
 
 def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> Iterator[bytes]:
-    """The ids of chunks as bytes, with the end of text between documents; a thread on each core helps.
+    """The ids of chunks as bytes, with the end of text between documents; two threads for each core help.
 
-    tiktoken lets other threads run while it works.
+    tiktoken lets other threads run while it works. While one of the two waits for its turn in Python, the
+    other keeps the core busy.
     """
     waiting: deque[Future[bytes]] = deque()
     last = b""
     cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as threads:
+    with ThreadPoolExecutor(2 * cores) as threads:
         for batch in _batches(chunks):
             waiting.append(threads.submit(_encode_batch, tokenizer, batch, dtype))
             if len(waiting) > 2 * cores:
