@@ -558,7 +558,7 @@ def parse_yaml(text: str) -> Any:
     {'lr': 0.0003, 'corpus': 'no', 'when': '1:30', 'bias': True, 'steps': '1_000'}
     """
     try:
-        return yaml.load(text, _Yaml12Loader)
+        return yaml.load(text, _Yaml12Loader)  # a SafeLoader: it builds plain values only
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     except (ValueError, OverflowError):  # PyYAML's, for an escape such as \UFFFFFFFF

@@ -1,6 +1,12 @@
 """What all tests share."""
 
+import threading
+
 import pytest
+from tqdm import tqdm
+
+# tqdm's own lock is shared with forked processes: one that is killed while it holds it would keep it for ever.
+tqdm.set_lock(threading.RLock())
 
 
 def pytest_addoption(parser):

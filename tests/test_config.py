@@ -264,9 +264,9 @@ def test_any_config_is_accepted_or_refused_in_one_line(tmp_path, long):
         text = yaml.safe_dump(values, allow_unicode=True)
         counts[_accepts_or_explains(tmp_path / "c.yaml", text.encode())] += 1
 
-    _fuzz(_values(wild=True), check, 60_000 if long else 200)
+    _fuzz(_values(wild=True), check, 60_000 if long else 1000)  # a fifth is accepted, in clusters
     print(f"{counts[True]} configs accepted, {counts[False]} refused")
-    assert min(counts.values()) > (20 if long else 0)  # few are drawn, and not independently
+    assert min(counts.values()) > 20
 
 
 _WORDS = "train model seed max_steps lr corpus betas threads 3 -1 3e-4 .inf x null ~ = @ ` # << --- ... {} []"

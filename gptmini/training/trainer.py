@@ -234,7 +234,6 @@ class Trainer:
 
     def sample(self, metrics: Metrics) -> None:
         """Show what the model writes now; the same seed each time, so that only the weights differ."""
-        self.stop_if_weights_diverged()
         seed = self.config.train.seed
         with self.ranks.whole_head(self.model):
             try:
