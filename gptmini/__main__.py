@@ -2,7 +2,7 @@
 
 import sys
 
-from gptmini.cli import main
+from gptmini.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,29 +1,17 @@
-"""The YAML file as one typed, frozen object.
+"""The YAML file as one typed, frozen object: what can be set, and a sentence for each key.
 
-Nothing here imports torch, so `--help` and every config error answer at once. A key is described here and
-nowhere else: this file makes the YAML schema, the command line, its help and its error messages.
+Nothing here imports torch, so `--help` and every config error answer at once.
 """
 
-import difflib
-import json
-import re
-import reprlib
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from gptmini.errors import UserError
-
-
-class Section(BaseModel):
-    """A group of keys: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
+from gptmini.schema import Section, format_value, validate
+from gptmini.yaml_io import dump_yaml, read_yaml
 
 PathText = Annotated[str, Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"})]
 Device = (
@@ -140,8 +128,8 @@ class TokenizerConfig(Section):
     def _keys_fit_the_kind(self) -> "TokenizerConfig":
         if self.folder is not None and self.kind not in ("bpe", "gpt2"):
             raise ValueError(
-                f"folder = {show(self.folder)} is for the kinds bpe and gpt2; {self.kind} reads no files, "
-                "so leave the key out"
+                f"folder = {format_value(self.folder)} is for the kinds bpe and gpt2; {self.kind} reads no "
+                "files, so leave the key out"
             )
         if self.byte_fallback and self.kind != "chars":
             raise ValueError(
@@ -220,20 +208,20 @@ class TrainConfig(Section):
             )
         return self
 
-    def sequences_per_pass(self, ranks: int) -> int:
+    def micro_batch_size_per_rank(self, world_size: int) -> int:
         """Sequences that each of `ranks` processes takes through the model at once.
 
         Raises UserError where they cannot share a batch evenly.
 
-        >>> TrainConfig(batch_size=12).sequences_per_pass(ranks=3)
+        >>> TrainConfig(batch_size=12).micro_batch_size_per_rank(world_size=3)
         4
         """
-        if self.batch_size % (ranks * (self.micro_batch_size or 1)):
+        if self.batch_size % (world_size * (self.micro_batch_size or 1)):
             of = f"micro_batch_size = {self.micro_batch_size} times " if self.micro_batch_size else ""
             raise UserError(
-                f"train.batch_size = {self.batch_size}: needs to be a multiple of {of}{ranks} ranks"
+                f"train.batch_size = {self.batch_size}: needs to be a multiple of {of}{world_size} ranks"
             )
-        return self.micro_batch_size or self.batch_size // ranks
+        return self.micro_batch_size or self.batch_size // world_size
 
 
 class RuntimeConfig(Section):
@@ -294,339 +282,4 @@ def dump_config(config: Config, complete: bool = True) -> str:
     Every key stands in it, or, if not `complete`, those that are not at their defaults.
     """
     values = config.model_dump(mode="json", exclude_defaults=not complete)
-    return yaml.dump(values, Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
-
-
-# ----------------------------------------------------------------------------------- what a schema says
-
-
-S = TypeVar("S", bound=Section)
-
-
-def validate(schema: type[S], values: Mapping[str, Any], source: str, overridden: Iterable[str] = ()) -> S:
-    """`values` as an object of the schema; raises UserError with one line, as `explain` words it."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, schema, source, overridden)) from None
-
-
-def explain(
-    error: ValidationError, schema: type[Section], source: str, overridden: Iterable[str] = ()
-) -> str:
-    """The first problem of a ValidationError in one line: source, key, value, and what is needed.
-
-    `overridden` are the dotted keys that came from the command line rather than from `source`.
-    """
-    details = error.errors(include_url=False)
-    first = details[0]
-    location = first["loc"]
-    too_short = first["type"] == "missing" and isinstance(location[-1], int)  # the problem is the list's
-    key, node = _find(schema, location[:-1] if too_short else location)
-    others = len({_find(schema, detail["loc"])[0].partition("[")[0] for detail in details}) - 1
-    more = f" (and {others} more)" if others else ""
-    name = f"{source}: {key}" if key else source
-    if key.partition("[")[0] in set(overridden):
-        name = option(key)
-    if first["type"] == "value_error":  # a rule between keys: its message names them
-        return f"{name}: {first['ctx']['error']}{more}"
-    if first["type"] == "extra_forbidden":
-        return f"{source}: unknown key {_unknown(key, schema)}{more}"
-    if first["type"] == "missing" and not too_short:
-        return f"{name} is missing{more}"
-    quote = isinstance(first["input"], int | float) and accepts_text(node)
-    hint = " (quote it to make it a text)" if quote else ""
-    return f"{name} = {show(first['input'])}: needs {needs(node)}{hint}{more}"
-
-
-def option(key: str) -> str:
-    """How a key is written on the command line.
-
-    >>> option("train.max_steps")
-    '--train.max-steps'
-    """
-    return "--" + key.replace("_", "-")
-
-
-@cache
-def keys(schema: type[Section]) -> dict[str, dict[str, Any]]:
-    """Every dotted key of a schema, and its JSON schema.
-
-    >>> list(keys(Config))[:3]
-    ['model.n_layer', 'model.n_head', 'model.n_embd']
-    >>> keys(Config)["train.max_steps"]["minimum"]
-    1
-    """
-    root = _json_schema(schema)
-    found: dict[str, dict[str, Any]] = {}
-    for name, node in root["properties"].items():
-        section = _resolve(node, root).get("properties")
-        found |= {f"{name}.{key}": inner for key, inner in section.items()} if section else {name: node}
-    return found
-
-
-def needs(node: Mapping[str, Any]) -> str:
-    """What a key takes, in words, from its JSON schema.
-
-    >>> needs(keys(Config)["train.micro_batch_size"])
-    'a whole number of at least 1 or null'
-    >>> needs(keys(Config)["runtime.device"])
-    'auto, cpu, cuda, mps or a text such as cuda:0'
-    >>> needs(keys(Config)["data.corpus"])
-    'a path or a list of paths'
-    """
-    *first, last = _alternatives(node)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def accepts_text(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes any text, so that a word like 123 on the command line stays a word."""
-    free_text = node.get("type") == "string" and "enum" not in node and "const" not in node
-    return (
-        free_text
-        or any(map(accepts_text, node.get("anyOf", ())))
-        or ("items" in node and accepts_text(node["items"]))
-    )
-
-
-def accepts_list(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes a list, so that it is followed by several words on the command line."""
-    return node.get("type") == "array" or any(map(accepts_list, node.get("anyOf", ())))
-
-
-def accepts_one(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes a single value rather than only a list."""
-    if "anyOf" in node:
-        return any(accepts_one(member) for member in node["anyOf"] if member.get("type") != "null")
-    return node.get("type") != "array"
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name nearest to a mistyped one, or nothing.
-
-    >>> did_you_mean("train.max_step", ["train.max_steps", "train.seed"])
-    '; did you mean train.max_steps?'
-    >>> did_you_mean("train.lr", ["train.max_steps", "optim.lr"])
-    '; did you mean optim.lr?'
-    """
-    names = {name.rpartition(".")[2]: name for name in known}
-    last = given.rpartition(".")[2]
-    for close in (
-        difflib.get_close_matches(last, names, n=1, cutoff=1.0),  # the right key in the wrong section
-        difflib.get_close_matches(given, names.values(), n=1, cutoff=0.6),
-        difflib.get_close_matches(last, names, n=1, cutoff=0.75),
-    ):
-        if close:
-            return f"; did you mean {names.get(close[0], close[0])}?"
-    return ""
-
-
-def show(value: Any) -> str:
-    """A value in an error message: the constants as YAML has them, on one line, and shortened.
-
-    >>> show(None), show(True), show(["x" * 100, 2.5])
-    ('null', 'true', "['xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx', 2.5]")
-    """
-    return json.dumps(value) if value is None or isinstance(value, bool) else _short.repr(value)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
-_short.maxlevel = 2  # aliases can make a small file a value without end
-
-
-def _unknown(key: str, schema: type[Section]) -> str:
-    """A key that the schema lacks, and what may be meant by it."""
-    if key in keys(schema):  # written as on the command line
-        section, _, name = key.partition(".")
-        return f"{key}; write `{section}: {{{name}: ...}}`"
-    sections = [] if "." in key else schema.model_fields
-    shown = key if re.fullmatch(r"[\w.-]{1,60}", key) else show(key)
-    return shown + did_you_mean(key, [*keys(schema), *sections])
-
-
-@cache
-def _json_schema(schema: type[Section]) -> dict[str, Any]:
-    return schema.model_json_schema()
-
-
-def _resolve(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """The node itself, or the definition in the root that it refers to."""
-    return root["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
-
-
-def _find(schema: type[Section], location: Iterable[int | str]) -> tuple[str, dict[str, Any]]:
-    """The key at a pydantic error location, without the union members that pydantic puts behind it, and
-    the key's JSON schema."""
-    key, node = "", _json_schema(schema)
-    for part in location:
-        if isinstance(part, int) and node.get("type") == "array":
-            first = node.get("prefixItems", [])
-            key, node = f"{key}[{part}]", first[part] if part < len(first) else node.get("items", {})
-        elif node.get("type") == "object":
-            inner = node.get("properties", {}).get(part, node.get("additionalProperties"))
-            inner = inner if isinstance(inner, dict) else {}  # true or false: any keys, or no others
-            key, node = f"{key}.{part}" if key else str(part), inner
-        else:
-            break
-        node = _resolve(node, _json_schema(schema))
-    return key, node
-
-
-_NOUNS = {"integer": "whole number", "number": "number", "string": "text"}
-_BOUNDS = {
-    "minimum": "of at least",
-    "exclusiveMinimum": "above",
-    "maximum": "of at most",
-    "exclusiveMaximum": "below",
-}
-
-
-def _alternatives(node: Mapping[str, Any]) -> list[str]:
-    """The kinds of value that a JSON schema node allows, in words."""
-    if "anyOf" in node:
-        return [words for member in node["anyOf"] for words in _alternatives(member)]
-    if "const" in node or "enum" in node:
-        values = node.get("enum") or [node["const"]]
-        return [value if isinstance(value, str) else show(value) for value in values]
-    match node.get("type"):
-        case "null":
-            return ["null"]
-        case "boolean":
-            return ["true", "false"]
-        case "array":
-            items = node.get("prefixItems") or [node.get("items", {})]
-            count = f"{len(items)} " if "prefixItems" in node else ""
-            return [f"a list of {count}{_kind(items[0], plural=True)}"]
-        case "object":
-            return ["keys of its own"]
-    return [_kind(node) if node.get("type") in _NOUNS else "another value"]
-
-
-def _kind(node: Mapping[str, Any], plural: bool = False) -> str:
-    """Number or text, and its limits, in words."""
-    if node.get("type") not in _NOUNS or "enum" in node:
-        return needs(node)
-    noun = node.get("format") or _NOUNS[node["type"]]
-    words = noun + "s" if plural else "a " + noun
-    bounds = [f"{text} {node[bound]:,}" for bound, text in _BOUNDS.items() if bound in node]
-    if bounds:
-        return f"{words} {' and '.join(bounds)}"
-    if "examples" in node:
-        return f"{words} such as {node['examples'][0]}"
-    return f"{words} matching {node['pattern']}" if "pattern" in node and "format" not in node else words
-
-
-# ----------------------------------------------------------------------------------------- reading YAML
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a dict, read by the YAML 1.2 rules that people expect.
-
-    Numbers like `3e-4` are numbers, `no` is a word and `1:30` is text; a key given twice is an error, and
-    so is a file that is empty or holds no mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such config file; gptmini configs lists those that come with gptmini"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        values = parse_yaml(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = ": ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"{path}: {place}{' '.join(problem.split())[:300]}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        found = "is empty" if values is None else f"holds a {type(values).__name__}"
-        raise UserError(f"{path}: {found}, but a config is a mapping of sections such as `model:`")
-    return values
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML text by the 1.2 rules for numbers and words; raises yaml.YAMLError where it is none.
-
-    >>> parse_yaml("{lr: 3e-4, corpus: no, when: 1:30, bias: true, steps: 1_000}")
-    {'lr': 0.0003, 'corpus': 'no', 'when': '1:30', 'bias': True, 'steps': '1_000'}
-    """
-    try:
-        return yaml.load(text, _Yaml12Loader)  # a SafeLoader: it builds plain values only
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
-    except (ValueError, OverflowError):  # PyYAML's, for an escape such as \UFFFFFFFF
-        raise yaml.YAMLError("holds an escape that is no character") from None
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's core schema in place of 1.1's surprises."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's name for the rules, which start from none here
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
-        if getattr(event, "tag", None):
-            raise yaml.composer.ComposerError(
-                None, None, f"tags such as {event.tag} are not used in a config", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
-                )
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {show(key_node.value)} is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
-
-
-class _Yaml12Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, quoting what either version of YAML would not read as text."""
-
-
-for _tag, _pattern, _first in [
-    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-]:
-    for _class in (_Yaml12Loader, _Yaml12Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    if len(text) > 20:  # so that counts, and products of a few of them, are numbers that floats can hold
-        raise yaml.constructor.ConstructorError(None, None, "number is too long", node.start_mark)
-    return int(text)
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """In double quotes where a text holds a line end that other styles would read back as another one."""
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Yaml12Dumper.add_representer(str, _represent_text)
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Yaml12Loader.add_constructor(
-    "tag:yaml.org,2002:float",
-    lambda loader, node: float(re.sub(r"(?i)\.(inf|nan)", r"\1", str(node.value))),
-)
+    return dump_yaml(values)

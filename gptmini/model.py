@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from gptmini.config import GPTConfig
 
 if TYPE_CHECKING:
-    from gptmini.kv_cache import KVCache, LayerCache
+    from gptmini.generation.kv_cache import KVCache, LayerCache
 
 
 def causal_mask(context_length: int) -> Tensor:
@@ -35,7 +35,7 @@ def causal_mask(context_length: int) -> Tensor:
     return torch.tril(torch.ones(context_length, context_length, dtype=torch.bool))
 
 
-def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """Attention as it is taught: softmax(q k^T / sqrt(D)) v, with the future closed by masked_fill_.
 
     q is (B, H, T, D); k and v are (B, H, S, D); mask is bool, True where a query may look, and broadcasts
@@ -45,7 +45,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
     itself and its past:
 
     >>> zeros, values = torch.zeros(1, 1, 3, 1), torch.tensor([2.0, 4.0, 9.0]).view(1, 1, 3, 1)
-    >>> masked(zeros, zeros, values, causal_mask(3)).flatten()
+    >>> eager(zeros, zeros, values, causal_mask(3)).flatten()
     tensor([2., 3., 5.])
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
@@ -64,7 +64,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) ->
 
 
 ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
-    "masked": masked,
+    "masked": eager,
     "sdpa": sdpa,
 }
 
@@ -175,9 +175,9 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
         """Logits (B, T, V) for ids (B, T); raises ValueError where T is longer than the context."""
-        return self.lm_head(self.features(tokens, cache))  # (B, T, V)
+        return self.lm_head(self.hidden_states(tokens, cache))  # (B, T, V)
 
-    def features(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def hidden_states(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
         """The residual stream (B, T, C) that `lm_head` turns into logits.
 
         With a cache, `tokens` are the ones that follow what it holds, and it takes up their keys and values.

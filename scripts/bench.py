@@ -6,10 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
+from benchmarks.distributed import bench_ranks
 from benchmarks.generate import bench_generate
 from benchmarks.memory import bench_memory
 from benchmarks.prepare import bench_prepare
-from benchmarks.ranks import bench_ranks
 from benchmarks.train import TABLES, bench_train
 
 
@@ -26,8 +26,10 @@ def main() -> None:
     benches.add_parser("generate", help="tokens per second against transformers and the memory")
     benches.add_parser("prepare", help="bytes per second and memory of tokenizing a gigabyte")
     benches.add_parser("memory", help="the peak of whole training runs against gptmini plan; for Linux")
-    ranks = benches.add_parser("ranks", help="two processes with one thread each against one with two")
-    ranks.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default 3)")
+    distributed = benches.add_parser("ranks", help="two processes with one thread each against one with two")
+    distributed.add_argument(
+        "--rounds", type=int, default=3, help="how often each contender runs (default 3)"
+    )
     options = parser.parse_args()
     if options.bench == "train":
         bench_train(options.peer_nanogpt, options.rounds, options.only)

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
-from gptmini.cli import main
+from gptmini.cli.main import main
 
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ import threading
 import pytest
 from tqdm import tqdm
 
-# tqdm's own lock is shared with forked processes: one that is killed while it holds it would keep it for ever.
+# tqdm shares its own lock with forked processes: one killed while it holds the lock would keep it for ever.
 tqdm.set_lock(threading.RLock())
 
 

@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptmini
-from gptmini.checkpoint.store import _seal
-from gptmini.cli import _SCHEMAS, TrainOptions, main, read_options
-from gptmini.config import Config, accepts_one, accepts_text, keys, load_config, option, parse_yaml, show
-from gptmini.data.named import NAMED
+from gptmini.checkpoint.store import append_checksum
+from gptmini.cli.main import _SCHEMAS, TrainOptions, main, read_options
+from gptmini.config import Config, load_config
+from gptmini.data.datasets import NAMED
 from gptmini.errors import UserError
 from gptmini.evaluation import summary
+from gptmini.schema import accepts_one, accepts_text, flag_name, flatten_schema, format_value
+from gptmini.yaml_io import parse_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -181,11 +183,11 @@ def test_help_shows_every_key_with_the_default_of_the_file(config_file, capsys, 
     assert main(["train", str(config_file), "--help"]) == 0
     output = re.sub(r"[│\s]+", " ", capsys.readouterr().out)  # what the lines and boxes hold
     config = load_config(config_file).model_dump(mode="json")
-    for key, node in keys(Config).items():
+    for key, node in flatten_schema(Config).items():
         section, name = key.split(".")
         value = config[section][name]
-        default = " ".join(map(str, value)) if isinstance(value, list) else show(value).strip("'")
-        described = output.partition(f" {option(key)} ")[2].partition(" --")[0]
+        default = " ".join(map(str, value)) if isinstance(value, list) else format_value(value).strip("'")
+        described = output.partition(f" {flag_name(key)} ")[2].partition(" --")[0]
         if len(default) < 40:  # a longer one is broken over lines
             assert f"{node['description']} (default: {default})" in described
         assert node["description"] in described
@@ -198,7 +200,7 @@ def test_help_of_a_command_shows_its_options(command, capsys):
     assert main([command, "--help"]) == 0
     output = capsys.readouterr().out
     assert output.startswith(f"usage: gptmini {command} ")
-    assert [key for key in keys(_SCHEMAS[command]) if f" {option(key)} " not in output] == []
+    assert [key for key in flatten_schema(_SCHEMAS[command]) if f" {flag_name(key)} " not in output] == []
     assert "None" not in output  # it is null, as in the file
 
 
@@ -212,22 +214,22 @@ def test_a_word_on_the_command_line_means_what_it_means_in_the_file(tmp_path):
     words = ["3", "-1", "0.5", "3e-4", "1:30", "true", "yes", "null", "[0.9,0.95]", "{a:1}", "x", "bpe"]
     path = tmp_path / "c.yaml"
     compared = 0
-    for key, node in keys(Config).items():
+    for key, node in flatten_schema(Config).items():
         for word in words:
             stays_text = accepts_text(node) and not isinstance(parse_yaml(word), str)
             becomes_a_list = not accepts_one(node) and not isinstance(parse_yaml(word), list)
             if not stays_text and not becomes_a_list:
                 section, name = key.split(".")
                 path.write_text(f"{section}:\n  {name}: {word}\n")
-                _, overrides = read_options([option(key), word], keys(Config))
+                _, overrides = read_options([flag_name(key), word], flatten_schema(Config))
                 assert outcome(None, overrides) == outcome(path, {}), (key, word)
                 compared += 1
-    assert compared > len(keys(Config)) * len(words) * 3 / 4
+    assert compared > len(flatten_schema(Config)) * len(words) * 3 / 4
 
 
 def test_options_are_read_in_every_way_they_may_be_written():
     def read(*words):
-        return read_options(words, keys(TrainOptions))
+        return read_options(words, flatten_schema(TrainOptions))
 
     assert read("--train.max_steps=3", "a.yaml") == (["a.yaml"], {"train.max_steps": 3})
     assert read("--train.max-steps", "3", "a.yaml") == (["a.yaml"], {"train.max_steps": 3})
@@ -244,7 +246,7 @@ def test_options_are_read_in_every_way_they_may_be_written():
     assert read("--train.out-dir=--odd=")[1] == {"train.out_dir": "--odd="}
 
 
-_OPTIONS = st.sampled_from([*map(option, keys(Config))])
+_OPTIONS = st.sampled_from([*map(flag_name, flatten_schema(Config))])
 _PIECES = st.sampled_from(["--", "=", "-", "[", "{", "'", "!!int ", "&a ", "*a", "\n", "9" * 99, "null", "3"])
 _WORDS = st.lists(_OPTIONS | _PIECES | st.text(max_size=4), max_size=3).map("".join)
 
@@ -254,7 +256,7 @@ def test_any_words_are_read_or_refused(long):
 
     def check(words):
         try:
-            load_config(None, read_options(words, keys(Config))[1])
+            load_config(None, read_options(words, flatten_schema(Config))[1])
         except UserError as error:
             refused.append(str(error))
 
@@ -290,7 +292,7 @@ def test_python_finds_the_command_line_too():
 
 
 def test_a_closed_pipe_ends_quietly():
-    code = "import sys; from gptmini.cli import main; sys.exit(main(['train', '--help']))"
+    code = "import sys; from gptmini.cli.main import main; sys.exit(main(['train', '--help']))"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (141, "")
@@ -298,7 +300,7 @@ def test_a_closed_pipe_ends_quietly():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_one_line():
-    code = "import sys; from gptmini.cli import main; sys.exit(main(['--help']))"
+    code = "import sys; from gptmini.cli.main import main; sys.exit(main(['--help']))"
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
@@ -321,7 +323,7 @@ def test_ctrl_c_outside_training_ends_quietly_with_130(monkeypatch, capsys):
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_help_in_a_terminal_heeds_no_color(no_color, coloured):
     here, terminal = os.openpty()
-    code = "from gptmini.cli import main; main(['generate', '--help'])"
+    code = "from gptmini.cli.main import main; main(['generate', '--help'])"
     environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
     with subprocess.Popen([sys.executable, "-c", code], stdout=terminal, env=environment):
         os.close(terminal)
@@ -347,7 +349,7 @@ def test_help_in_a_terminal_heeds_no_color(no_color, coloured):
     ],
 )
 def test_help_and_config_errors_do_not_import_torch(words):
-    code = f"import sys; from gptmini.cli import main; main({words}); assert 'torch' not in sys.modules"
+    code = f"import sys; from gptmini.cli.main import main; main({words}); assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -483,7 +485,7 @@ def test_a_checkpoint_of_a_later_version_exits_2(run, capsys):
     (step,) = sorted((run / "checkpoints").iterdir())[-1:]
     manifest = step / "manifest.json"
     body = manifest.read_bytes().replace(b'"format_version": 1', b'"format_version": 2')
-    manifest.write_bytes(_seal(body[: -len(_seal(b""))]))
+    manifest.write_bytes(append_checksum(body[: -len(append_checksum(b""))]))
     assert "format version 2 is not known" in fails(capsys, "generate", step)
 
 

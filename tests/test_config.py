@@ -8,18 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from gptmini.config import (
-    Config,
-    Section,
-    dump_config,
-    explain,
-    keys,
-    load_config,
-    needs,
-    parse_yaml,
-    validate,
-)
+from gptmini.config import Config, dump_config, load_config
 from gptmini.errors import UserError
+from gptmini.schema import Section, describe_type, explain, flatten_schema, validate
+from gptmini.yaml_io import parse_yaml
 
 
 @pytest.fixture
@@ -188,8 +180,8 @@ def test_any_schema_is_explained_to_the_key(values, message):
 
 
 def test_every_key_says_what_it_needs_and_has_a_sentence():
-    for key, node in keys(Config).items():
-        assert needs(node), key
+    for key, node in flatten_schema(Config).items():
+        assert describe_type(node), key
         assert node["description"].endswith("."), key
 
 
@@ -224,7 +216,7 @@ def _plausible(node):
 def _values(draw, wild):
     """Sections with some of their keys; a few keys and values are anything where it is `wild`."""
     values = {}
-    for key, node in keys(Config).items():
+    for key, node in flatten_schema(Config).items():
         section, name = key.split(".")
         if draw(st.integers(0, 9)) < 2:
             strange = wild and draw(st.integers(0, 9)) == 0
@@ -274,7 +266,7 @@ _MARKS = (
     ": |:|, |{|}|[|]|- |? |&a |*a|!!int |!x |!!set |'|\"|>-|\\U|\\x|FFFFFFFF|%YAML 1.1|\x1b[31m|\U0001f600"
 )
 _SPACES = ["\n", "\n  ", "\t", "\0", "\ufeff", "\x85", "\u2028", "|\n", "\n---\n", "9" * 5000]
-_YAML_PIECES = st.sampled_from([*keys(Config), *_WORDS.split(), *_MARKS.split("|"), *_SPACES])
+_YAML_PIECES = st.sampled_from([*flatten_schema(Config), *_WORDS.split(), *_MARKS.split("|"), *_SPACES])
 
 
 def test_any_text_is_accepted_or_refused_in_one_line(tmp_path, long):

@@ -6,9 +6,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gptmini.config import Config, TrainConfig, load_config, parse_yaml
+from gptmini.config import Config, TrainConfig, load_config
 from gptmini.training.metrics import read_metrics
 from gptmini.training.trainer import train
+from gptmini.yaml_io import parse_yaml
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

@@ -21,8 +21,8 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from gptmini.data import corpus as corpus_module
 from gptmini.data import documents
 from gptmini.data.corpus import Chunk, Corpus, open_corpus
+from gptmini.data.datasets import NAMED, Download, NamedCorpus, cache_folder, list_named, python_docs
 from gptmini.data.documents import Document
-from gptmini.data.named import NAMED, Download, NamedCorpus, cache_folder, list_named, python_docs
 from gptmini.errors import UserError
 
 

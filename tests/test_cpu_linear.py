@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gptmini.config import GPTConfig
-from gptmini.cpu_linear import speed_up
-from gptmini.generate import generate
-from gptmini.kv_cache import KVCache
+from gptmini.generation.cpu_linear import optimize_for_cpu
+from gptmini.generation.generate import generate
+from gptmini.generation.kv_cache import KVCache
 from gptmini.model import GPT
 
 
@@ -30,7 +30,7 @@ def tokens(batch, length):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 1), (5, 32)])
 def test_logits_stay_within_the_rounding_of_the_weights(n_embd, bias, weights, tolerance, shape):
     model = build(n_embd, bias)
-    laid_out = speed_up(copy.deepcopy(model), weights)
+    laid_out = optimize_for_cpu(copy.deepcopy(model), weights)
     with torch.inference_mode():
         expected, got = model(tokens(*shape)), laid_out(tokens(*shape))
     assert got.dtype == torch.float32
@@ -42,7 +42,7 @@ def test_logits_stay_within_the_rounding_of_the_weights(n_embd, bias, weights, t
 def test_bfloat16_layers_give_the_same_with_and_without_bfloat16_products(monkeypatch, in_hardware):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: in_hardware)
     model = build()
-    rounded = speed_up(copy.deepcopy(model), "bf16")
+    rounded = optimize_for_cpu(copy.deepcopy(model), "bf16")
     for shape in ((1, 1), (1, 9), (3, 1), (5, 32)):
         with torch.inference_mode():
             expected, got = model(tokens(*shape)), rounded(tokens(*shape))
@@ -50,7 +50,7 @@ def test_bfloat16_layers_give_the_same_with_and_without_bfloat16_products(monkey
 
 
 def test_int8_logits_are_the_same_by_the_kernels_for_few_rows_and_for_many():
-    model = speed_up(build(), "int8")
+    model = optimize_for_cpu(build(), "int8")
     text = tokens(1, 12)
     cache = KVCache(model, 1, 12)
     with torch.inference_mode():
@@ -60,14 +60,14 @@ def test_int8_logits_are_the_same_by_the_kernels_for_few_rows_and_for_many():
 
 def test_a_model_made_faster_can_be_called_outside_of_inference_mode():
     for weights in ("fp32", "bf16", "int8"):
-        model = speed_up(build(), weights)
+        model = optimize_for_cpu(build(), weights)
         generate(model, tokens(1, 3), max_new_tokens=2)
         assert not model(tokens(1, 1)).requires_grad
 
 
 def test_float32_layers_give_the_same_text():
     model = build()
-    laid_out = speed_up(copy.deepcopy(model))
+    laid_out = optimize_for_cpu(copy.deepcopy(model))
     for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 4, "top_p": 0.8}):
         first, second = (generate(m, tokens(3, 5), max_new_tokens=80, **options) for m in (model, laid_out))
         assert torch.equal(first, second)
@@ -75,5 +75,5 @@ def test_float32_layers_give_the_same_text():
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_rounded_weights_write_a_text_of_the_asked_length(weights):
-    laid_out = speed_up(build(), weights)
+    laid_out = optimize_for_cpu(build(), weights)
     assert generate(laid_out, tokens(2, 5), max_new_tokens=50, seed=0).shape == (2, 55)

@@ -16,9 +16,10 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import gptmini
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, TokenizerConfig, load_config
+from gptmini.data.batching import WindowSampler
 from gptmini.data.corpus import open_corpus
-from gptmini.data.token_file import Windows, prepare
-from gptmini.data.tokenizer import build_tokenizer, load_tokenizer
+from gptmini.data.prepare import prepare
+from gptmini.data.tokenizers import build_tokenizer, load_tokenizer
 from gptmini.errors import UserError
 from gptmini.training.metrics import read_metrics
 from gptmini.training.optim import learning_rate_factor
@@ -110,7 +111,7 @@ def test_twenty_steps_match_a_transformers_loop_step_for_step(gpt2, corpus):
     vectors = [p for p in theirs.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    windows = Windows(prepare(config.data, load_tokenizer(gpt2), 32).train, 32, seed=0)
+    windows = WindowSampler(prepare(config.data, load_tokenizer(gpt2), 32).train, 32, seed=0)
     for step in range(1, 21):
         inputs, targets = windows.batch(windows.starts(step - 1, 4))
         loss = F.cross_entropy(theirs(inputs).logits.flatten(0, 1), targets.flatten())

@@ -11,12 +11,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import gptmini
 from gptmini.checkpoint.store import load
 from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.cpu_linear import speed_up
-from gptmini.data.tokenizer import CharTokenizer, Tokenizer, build_tokenizer
+from gptmini.data.tokenizers import CharTokenizer, Tokenizer, build_tokenizer
 from gptmini.errors import UserError
-from gptmini.generate import generate, generate_text, generate_tokens, stream, window_start
+from gptmini.generation.cpu_linear import optimize_for_cpu
+from gptmini.generation.generate import generate, generate_text, generate_tokens, stream, window_start
+from gptmini.generation.sampling import Sampling
 from gptmini.model import GPT
-from gptmini.sampling import Sampling
 
 CONTEXT = 24
 
@@ -97,7 +97,7 @@ def test_greedy_equals_transformers_at_the_shape_of_gpt2_124m(tmp_path, long):
     expected = transformers_generate(tmp_path, padded, mask, max_new_tokens=new)[:, 200:].tolist()
     ours = generate(model, rows, max_new_tokens=new, temperature=0)
     assert [text[len(row) :] for text, row in zip(ours, rows, strict=True)] == expected
-    faster = generate(speed_up(model), [rows[1]], max_new_tokens=new, temperature=0)
+    faster = generate(optimize_for_cpu(model), [rows[1]], max_new_tokens=new, temperature=0)
     assert faster == [rows[1] + expected[1]]
 
 
@@ -243,7 +243,7 @@ def test_cached_equals_uncached_on_cuda(directory, sampler):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_bfloat16_weights_generate_on_cuda(model, directory):
-    on_cuda = speed_up(load(directory, "cuda")[0], "bf16")
+    on_cuda = optimize_for_cpu(load(directory, "cuda")[0], "bf16")
     tokens = prompts(2, 5)
     with torch.inference_mode():
         expected, got = model(tokens), on_cuda(tokens.cuda()).float().cpu()
@@ -309,7 +309,7 @@ class Scripted(GPT):
         self.lm_head = torch.nn.Identity()
         self.given = 0
 
-    def features(self, tokens, cache=None):
+    def hidden_states(self, tokens, cache=None):
         if cache is not None:
             cache.advance(tokens.shape[1])
         logits = torch.full((tokens.shape[0], tokens.shape[1], 257), -10.0)
@@ -446,10 +446,3 @@ def test_chars_models_write_their_own_characters():
     model = GPT(GPTConfig(vocab_size=3, n_layer=1, n_head=1, n_embd=4, context_length=8))
     (text,) = generate_text(model, tokenizer, "ab", max_new_tokens=20, seed=0)
     assert set(text) <= {"a", "b"}
-
-
-def test_the_package_name_stays_the_function_when_its_module_is_imported():
-    import gptmini.generate
-
-    assert callable(gptmini.generate)
-    assert gptmini.generate is generate

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptmini.config import GPTConfig
-from gptmini.kv_cache import KVCache
+from gptmini.generation.kv_cache import KVCache
 from gptmini.model import GPT
 
 CONTEXT, VOCAB = 12, 31

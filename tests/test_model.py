@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptmini.checkpoint.gpt2_files import to_gpt2
+from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.config import GPTConfig
-from gptmini.model import ATTENTION, GPT, causal_mask, masked, sdpa
+from gptmini.model import ATTENTION, GPT, causal_mask, eager, sdpa
 
 TINY = GPTConfig(vocab_size=61, n_layer=3, n_head=4, n_embd=32, context_length=24)
 
@@ -88,7 +88,7 @@ def test_masked_equals_sdpa_forward_and_backward():
     torch.manual_seed(4)
     q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     results = []
-    for attend in (masked, sdpa):
+    for attend in (eager, sdpa):
         y = attend(q, k, v, causal_mask(9))
         results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
     for a, b in zip(*results, strict=True):
@@ -98,7 +98,7 @@ def test_masked_equals_sdpa_forward_and_backward():
 def test_masked_equals_sdpa_on_the_last_rows_of_the_mask():
     torch.manual_seed(5)
     q, k, v = torch.randn(2, 4, 2, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
-    torch.testing.assert_close(masked(q, k, v, causal_mask(9)[-2:]), sdpa(q, k, v, causal_mask(9)[-2:]))
+    torch.testing.assert_close(eager(q, k, v, causal_mask(9)[-2:]), sdpa(q, k, v, causal_mask(9)[-2:]))
 
 
 def test_every_attention_function_is_a_config_choice():

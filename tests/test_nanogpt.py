@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import gptmini
 from gptmini.checkpoint.nanogpt import import_nanogpt
-from gptmini.cli import main
+from gptmini.cli.main import main
 from gptmini.errors import UserError
 
 ARGS = {

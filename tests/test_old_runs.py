@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptmini.cli import main
+from gptmini.cli.main import main
 
 OLD = Path(__file__).parent / "data" / "runs_v1"  # written with torch 2.13.0 on a CPU with AVX2, one thread
 TIMES = ("tokens_per_second", "elapsed_seconds")

@@ -5,19 +5,19 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from gptmini.cli import main
+from gptmini.cli.main import main
 from gptmini.config import Config, GPTConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig
+from gptmini.distributed.context import checkpoint_activations
 from gptmini.model import GPT
-from gptmini.training.loss import next_token_loss
-from gptmini.training.optim import build_optimizers, optimizer_tensors
-from gptmini.training.parallel import checkpoint_activations
-from gptmini.training.plan import (
+from gptmini.training.estimate import (
     activation_bytes_per_sequence,
     block_bytes_per_sequence,
     count_parameters,
     flops_per_token,
     plan,
 )
+from gptmini.training.loss import next_token_loss
+from gptmini.training.optim import build_optimizers, optimizer_tensors
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 8}
 
@@ -154,11 +154,11 @@ VECTORS = 48 * (2 * 2 + 3 + 1 + 4 + 1) * 1600 + 2 * 1600
 def test_blocks_that_are_computed_again_keep_their_input_only():
     model = GPTConfig(vocab_size=61, n_layer=3, n_head=4, n_embd=48, context_length=20)
     block, streams = block_bytes_per_sequence(model, "fp32"), 3 * 4 * 20 * 48
-    again = activation_bytes_per_sequence(model, "fp32", again=True)
-    assert again == activation_bytes_per_sequence(model, "fp32") - 2 * block + streams
+    recompute = activation_bytes_per_sequence(model, "fp32", recompute=True)
+    assert recompute == activation_bytes_per_sequence(model, "fp32") - 2 * block + streams
     gpt = GPT(model).train()
     checkpoint_activations(gpt)
-    assert kept_bytes(gpt, 5, "fp32") == pytest.approx(5 * (again - block), rel=0.001)
+    assert kept_bytes(gpt, 5, "fp32") == pytest.approx(5 * (recompute - block), rel=0.001)
 
 
 def test_flops_are_six_for_each_multiplying_weight_and_those_of_attention():
@@ -206,7 +206,7 @@ def test_what_cannot_be_planned_is_one_line(words, error, capsys):
 
 
 def test_gptmini_plan_answers_without_torch():
-    code = "import sys; from gptmini.cli import main; main(['plan']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from gptmini.cli.main import main; main(['plan']); sys.exit('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
     )

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import gptmini
-from gptmini.cli import main
+from gptmini.cli.main import main
 from gptmini.evaluation import summary
-from gptmini.training import sizing
+from gptmini.planning import autoconfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,8 +56,8 @@ def test_the_lines_without_a_config_train_generate_and_evaluate(tmp_path, monkey
     lines = next(block for block in blocks("") if "--minutes" in block).splitlines()
     train, generate, evaluate = (line.removeprefix(".venv/bin/gptmini ") for line in lines)
     Path("my_text.txt").write_text("It was a bright cold day in April, and the clocks struck. " * 300)
-    monkeypatch.setattr(sizing, "_tokens_per_second", lambda size, runtime: 1e9 / size.parameters)
-    monkeypatch.setattr(sizing, "_rehearse", lambda *_: (100.0, 0.0))
+    monkeypatch.setattr(autoconfig, "_tokens_per_second", lambda size, runtime: 1e9 / size.parameters)
+    monkeypatch.setattr(autoconfig, "dry_run", lambda *_: (100.0, 0.0))
     monkeypatch.setattr(summary, "SAMPLE_TOKENS", 8)
     assert main([*train.split(), "--train.sample-interval", "null", "--quiet"]) == 0
     assert main([*generate.replace('"', "").split(), "--max-new-tokens", "5"]) == 0

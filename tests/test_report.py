@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from gptmini.cli import main
+from gptmini.cli.main import main
 from gptmini.training.metrics import read_metrics
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

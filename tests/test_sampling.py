@@ -8,13 +8,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gptmini.sampling import (
+from gptmini.generation.sampling import (
     build_sampling,
-    draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     penalize_repetition,
+    sample,
 )
 
 V = 50
@@ -82,8 +82,8 @@ def test_draws_follow_the_distribution(options):
     n = 20_000
     sampling = build_sampling(**options)
     filtered = sampling.filter(x, [[0]])
-    draws = torch.rand(n, generator=torch.Generator().manual_seed(4), dtype=torch.float64).tolist()
-    tokens = sampling.choose(x.expand(n, -1), [[0]] * n, draws)
+    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(4), dtype=torch.float64).tolist()
+    tokens = sampling.choose(x.expand(n, -1), [[0]] * n, uniforms)
     counts = torch.bincount(tokens, minlength=8).double()
     probabilities = filtered[0].double().softmax(-1)
     assert (counts[probabilities == 0] == 0).all()
@@ -114,5 +114,5 @@ def test_a_token_is_not_repeated_where_that_is_forbidden():
 
 def test_the_extreme_draws_stay_inside_the_open_tokens():
     x = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
-    assert draw(x, [0.0]).item() == 1
-    assert draw(x, [1 - 2**-53]).item() == 2
+    assert sample(x, [0.0]).item() == 1
+    assert sample(x, [1 - 2**-53]).item() == 2

@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gptmini.checkpoint.plain_files import TensorFiles, tensor_file_pieces
+from gptmini.checkpoint.safetensors_io import TensorFiles, tensor_file_pieces
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load, verify
 from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.data.tokenizer import build_tokenizer
+from gptmini.data.tokenizers import build_tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.model import GPT
 

@@ -18,8 +18,8 @@ from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
 from gptmini.training.metrics import NoMetrics, read_metrics
 from gptmini.training.optim import optimizer_tensors
+from gptmini.training.resume import build_model_and_data
 from gptmini.training.runtime import start_runtime
-from gptmini.training.start import build_model_and_data
 from gptmini.training.trainer import Trainer, train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -351,7 +351,7 @@ def test_where_nobody_looks_at_a_failed_step_it_and_later_ones_change_nothing(
     make_config, monkeypatch, optimizer
 ):
     trainer = a_trainer(make_config(optim={"optimizer": optimizer}))
-    monkeypatch.setattr(Trainer, "looks", lambda self: False)  # as on a GPU between two log lines
+    monkeypatch.setattr(Trainer, "should_sync", lambda self: False)  # as on a GPU between two log lines
     taken, real = [], trainer_module.next_token_loss
 
     def spoiled(logits, targets):

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gptmini.checkpoint import durable
-from gptmini.checkpoint.gpt2_files import config_from_gpt2, from_gpt2, to_gpt2
-from gptmini.checkpoint.plain_files import tensor_file_pieces
+from gptmini import atomic_io
+from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, from_gpt2, to_gpt2
+from gptmini.checkpoint.safetensors_io import tensor_file_pieces
 from gptmini.checkpoint.store import model_files
-from gptmini.data.tokenizer import Tokenizer
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.model import GPT
 
@@ -72,12 +72,12 @@ def save_gpt2_folder(path: Path, model: GPT, tokenizer: Tokenizer | None) -> Non
     """Write a model as a new Hugging Face GPT-2 directory; UserError where `path` exists."""
     if path.exists():
         raise UserError(f"{path}: exists already; choose another folder")
-    durable.make_folder(path.absolute().parent)
+    atomic_io.make_folder(path.absolute().parent)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    with durable.new_folder(path) as folder:
+    with atomic_io.new_folder(path) as folder:
         for name, content in model_files(weights, model.config, tokenizer).items():
             pieces = content if isinstance(content, bytes) else tensor_file_pieces(content)
-            durable.create_file(folder / name, pieces)
+            atomic_io.create_file(folder / name, pieces)
 
 
 def _build(content: Any) -> GPT:

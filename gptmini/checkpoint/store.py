@@ -20,8 +20,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gptmini.checkpoint import durable
-from gptmini.checkpoint.gpt2_files import (
+from gptmini import atomic_io
+from gptmini.checkpoint.hf_gpt2 import (
     FORMAT_VERSION,
     config_from_gpt2,
     generation_config,
@@ -29,11 +29,12 @@ from gptmini.checkpoint.gpt2_files import (
     parameters_from_gpt2,
     to_gpt2,
 )
-from gptmini.checkpoint.plain_files import TensorFiles, json_bytes, read_json, tensor_file_pieces
-from gptmini.config import GPTConfig, Section, explain
-from gptmini.data.tokenizer import Tokenizer, load_tokenizer
+from gptmini.checkpoint.safetensors_io import TensorFiles, json_bytes, read_json, tensor_file_pieces
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
+from gptmini.schema import Section, explain
 
 _MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})")
@@ -139,19 +140,19 @@ class CheckpointStore:
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from training in the run folder; raises InUseError if one does."""
-        durable.make_folder(self.run_folder)
+        atomic_io.make_folder(self.run_folder)
         return self._lock()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with durable.lock(self.run_folder / ".lock", f"run folder {self.run_folder}") as self._check_lock:
+        with atomic_io.lock(self.run_folder / ".lock", f"run folder {self.run_folder}") as self._check_lock:
             yield
         self._check_lock = None
 
     def clean(self) -> None:
         """Remove what a killed run left half-written."""
-        durable.clean_leftovers(self.run_folder)
-        durable.clean_leftovers(self.folder)
+        atomic_io.clean_leftovers(self.run_folder)
+        atomic_io.clean_leftovers(self.folder)
 
     def save(self, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> Path:
         """Write one step's folder, then remove checkpoints that are no longer kept; returns the folder.
@@ -167,9 +168,9 @@ class CheckpointStore:
                 verify(path)
                 return path
             except DamagedError:
-                durable.remove_folder(path)
-        durable.make_folder(self.folder)
-        with durable.new_folder(path) as folder:
+                atomic_io.remove_folder(path)
+        atomic_io.make_folder(self.folder)
+        with atomic_io.new_folder(path) as folder:
             _write_step(folder, checkpoint, config, tokenizer)
         self._prune(checkpoint.step)
         return path
@@ -219,7 +220,7 @@ class CheckpointStore:
         best = self.best()
         for step in [step for step in self.steps() if step <= newest][: -self.keep]:
             if self.path(step) != best:
-                durable.remove_folder(self.path(step))
+                atomic_io.remove_folder(self.path(step))
 
 
 class _WithoutInit(TorchFunctionMode):
@@ -265,18 +266,18 @@ def _write_step(folder: Path, checkpoint: Checkpoint, config: GPTConfig, tokeniz
         **model_files(checkpoint.model, config, tokenizer),
         "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
     }
-    durable.make_folder(folder / "training")
+    atomic_io.make_folder(folder / "training")
     with ThreadPoolExecutor(max_workers=2) as beside:  # transposing and sha256 take longer than a disk
         made = {name: beside.submit(list, _pieces(content)) for name, content in contents.items()}
         summaries = {name: beside.submit(_sum_up, pieces) for name, pieces in made.items()}
         read_back = []
         for name, pieces in made.items():
-            durable.create_file(folder / name, pieces.result())
+            atomic_io.create_file(folder / name, pieces.result())
             read_back.append(beside.submit(_read_back, folder / name, pieces.result()))
         for reading in read_back:
             reading.result()
         manifest = _manifest_bytes({name: summary.result() for name, summary in summaries.items()})
-    durable.create_file(folder / _MANIFEST, manifest)
+    atomic_io.create_file(folder / _MANIFEST, manifest)
     _read_back(folder / _MANIFEST, [manifest])
 
 
@@ -321,10 +322,10 @@ def _pieces(content: Mapping[str, Tensor] | bytes) -> Iterable[bytes | memoryvie
 
 def _manifest_bytes(files: dict[str, _FileSummary]) -> bytes:
     body = json_bytes(_Manifest(format_version=FORMAT_VERSION, files=files).model_dump())
-    return _seal(body.removesuffix(b"\n}\n"))
+    return append_checksum(body.removesuffix(b"\n}\n"))
 
 
-def _seal(body: bytes) -> bytes:
+def append_checksum(body: bytes) -> bytes:
     """The manifest, its own sha256 as the last key: no byte of it can change unnoticed either."""
     return body + b',\n  "sha256": "' + sha256(body).hexdigest().encode() + b'"\n}\n'
 
@@ -332,7 +333,7 @@ def _seal(body: bytes) -> bytes:
 def _read_manifest(path: Path) -> _Manifest:
     values = read_json(path)
     text = path.read_bytes()
-    if text != _seal(text[: -len(_seal(b""))]):
+    if text != append_checksum(text[: -len(append_checksum(b""))]):
         raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
     _check_version(values.get("format_version"), path)
     del values["sha256"]

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gptmini.config import did_you_mean
+from gptmini.data.datasets import NAMED, PYTHON_DOCS, open_named
 from gptmini.data.documents import (
     STANDARD_INPUT,
     Document,
@@ -25,8 +25,8 @@ from gptmini.data.documents import (
     read_documents,
     read_standard_input,
 )
-from gptmini.data.named import NAMED, PYTHON_DOCS, open_named
 from gptmini.errors import UserError
+from gptmini.schema import did_you_mean
 
 CHUNK_BYTES = 1 << 18
 Errors = Literal["strict", "replace", "ignore"]
@@ -71,7 +71,9 @@ class Corpus:
         """
         for read in self.sources:
             for source, blocks in read():
-                yield from _cut(source, blocks if self.errors == "strict" else _mended(blocks, self.errors))
+                yield from _cut(
+                    source, blocks if self.errors == "strict" else decode_errors(blocks, self.errors)
+                )
 
     @cached_property
     def contents(self) -> Contents:
@@ -146,7 +148,7 @@ def open_corpus(
     )
 
 
-def _mended(blocks: Iterable[bytes], errors: Errors) -> Iterator[bytes]:
+def decode_errors(blocks: Iterable[bytes], errors: Errors) -> Iterator[bytes]:
     """UTF-8 in any case."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     for block in blocks:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptmini.data.tokenizer import Tokenizer
+from gptmini.data.tokenizers import Tokenizer
 
 BLOCK_TOKENS = 1 << 18
 COPIED_BYTES = 50  # a run of so many bytes is no coincidence

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from gptmini.data.preparation import TokenData
+from gptmini.data.prepare import TokenData
+from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_share, longest_shared_run, text_blocks
-from gptmini.evaluation.references import first_bytes, measure_references
-from gptmini.evaluation.windows import Window, Windows
-from gptmini.generate import generate_text
+from gptmini.evaluation.window_losses import Window, WindowLosses
+from gptmini.generation.generate import generate_text
 from gptmini.model import GPT
 
 SAMPLES, SAMPLE_TOKENS = 16, 256
@@ -14,7 +14,7 @@ COMPARED_BYTES = 8 << 20  # of the validation text, held against all of the trai
 EXCERPT = 70  # characters
 
 
-def evaluation(found: Windows, length: int) -> Iterator[str]:
+def evaluation(found: WindowLosses, length: int) -> Iterator[str]:
     """Lines: the loss over a text, and the windows of `length` tokens where it is highest and lowest."""
     yield f"loss           {found.whole.loss:.4f} nats per token"
     yield f"perplexity     {found.whole.perplexity:.2f}"
@@ -27,7 +27,7 @@ def evaluation(found: Windows, length: int) -> Iterator[str]:
 
 def references(data: TokenData) -> Iterator[str]:
     """Lines: what compressors and a 5-gram model reach on the same validation text."""
-    found = measure_references(data)
+    found = measure_baselines(data)
     val_bytes = data.tokenizer.token_byte_lengths[data.val].sum()
     of_val = "the same text" if found.val_bytes == val_bytes else f"its first {found.val_bytes:,}"
     whole = found.train_bytes >= data.meta.train_bytes

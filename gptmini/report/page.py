@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gptmini import __version__
-from gptmini.checkpoint.durable import write_file
+from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import load
 from gptmini.config import RuntimeConfig
-from gptmini.data.token_file import TokenData, prepare
+from gptmini.data.prepare import TokenData, prepare
 from gptmini.errors import DamagedError, UserError
-from gptmini.evaluation.references import measure_references
+from gptmini.evaluation.baselines import measure_baselines
 from gptmini.report.runs import Run, flat_config, read_runs
-from gptmini.report.surprise import as_json, extreme_windows
+from gptmini.report.surprisal import as_json, extreme_windows
 from gptmini.training.runtime import Runtime, start_runtime
 
 _CURVES = ("step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_second")
@@ -96,7 +96,7 @@ def _about(
 
 def _references(data: TokenData, known: dict[str, dict[str, float]]) -> dict[str, float]:
     if data.digest not in known:
-        measured = measure_references(data)
+        measured = measure_baselines(data)
         known[data.digest] = {"gzip": measured.gzip, "xz": measured.xz, "5-gram": measured.five_gram}
     return known[data.digest]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptmini.checkpoint.plain_files import read_json
+from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, load_config
 from gptmini.errors import DamagedError, UserError

@@ -65,13 +65,13 @@ def evaluate(
     training = model.training
     model.eval()
     nats, tokens, text_bytes = 0.0, 0.0, 0.0
-    for inputs, targets in runtime.ranks.share_out(batches):
+    for inputs, targets in runtime.distributed.shard_batches(batches):
         with runtime.autocast():
-            logits = model(runtime.place(inputs))
+            logits = model(runtime.to_device(inputs))
         if len(targets):
-            nats += next_token_loss(logits, runtime.place(targets)).item() * targets.numel()
+            nats += next_token_loss(logits, runtime.to_device(targets)).item() * targets.numel()
             tokens += targets.numel()
             text_bytes += count_bytes(targets)
     model.train(training)
-    nats, tokens, text_bytes = runtime.ranks.sum(nats, tokens, text_bytes)
+    nats, tokens, text_bytes = runtime.distributed.all_reduce_sum(nats, tokens, text_bytes)
     return Evaluation(nats / tokens, bits_per_byte(nats, text_bytes), int(tokens))

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptmini.checkpoint.durable import LineFile, keep_lines
+from gptmini.atomic_io import LineFile, keep_lines
 from gptmini.config import Config
 from gptmini.training.trackers import Trackers
 
@@ -98,18 +98,18 @@ class Metrics:
         if split != "train" or self._bar.disable:
             width = len(str(self._max_steps))
             text = f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
-            self.say(f"{text}  {bits_per_byte:.4f} bits/byte  {speed}".rstrip())
+            self.print(f"{text}  {bits_per_byte:.4f} bits/byte  {speed}".rstrip())
 
     def sample(self, step: int, text: str) -> None:
         """Write what the model writes now to samples.jsonl, and show it."""
         self._samples.append(json.dumps({"step": step, "text": text}))
-        self.say(f"step {step} writes:\n{text}\n")
+        self.print(f"step {step} writes:\n{text}\n")
 
     def track(self, config: Config, run_folder: Path, first_step: int) -> None:
         """Send what is logged from now on to the trackers that the config names, too."""
-        self._trackers = Trackers(config, run_folder, first_step, self._quiet, self.say)
+        self._trackers = Trackers(config, run_folder, first_step, self._quiet, self.print)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Show a line, above the bar where there is one."""
         if not self._quiet:
             self._bar.write(text, file=sys.stdout)
@@ -149,7 +149,7 @@ class NoMetrics(Metrics):
     def track(self, config: Config, run_folder: Path, first_step: int) -> None:
         """Send nothing."""
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Show nothing."""
 
     def sync(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from gptmini.config import OptimConfig
-from gptmini.training.parallel import local, own_share, put_whole, whole_of_share
+from gptmini.distributed.context import copy_full_, gather_like, shard_like, to_local
 
 Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their weight decay
 
@@ -104,10 +104,10 @@ class AdamW(Optimizer):
         """Move the parameters of one group."""
         states = [self.state[p] for p in parameters]
         adamw(
-            [local(p) for p in parameters],
+            [to_local(p) for p in parameters],
             _gradients(parameters),
-            [local(state["exp_avg"]) for state in states],
-            [local(state["exp_avg_sq"]) for state in states],
+            [to_local(state["exp_avg"]) for state in states],
+            [to_local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -144,21 +144,21 @@ class Muon(Optimizer):
         """Move the parameters of one group, all that share a shape, or its transpose, at once."""
         for same in _by_shape(parameters):
             gradients = _gradients(same)
-            buffers = [local(self.state[p]["momentum_buffer"]) for p in same]
+            buffers = [to_local(self.state[p]["momentum_buffer"]) for p in same]
             if skip is not None:
                 gradients = [torch.where(skip, b, g) for b, g in zip(buffers, gradients, strict=True)]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov: look one step ahead
-            full = [whole_of_share(u, p) for u, p in zip(updates, same, strict=True)]
+            full = [gather_like(u, p) for u, p in zip(updates, same, strict=True)]
             moves = orthogonalize(torch.stack([_wide(u) for u in full]), self.dtype)
             shrink = torch.full((), 1 - lr * weight_decay, device=moves.device)
             if skip is not None:
                 moves, shrink = moves * ~skip, torch.where(skip, 1.0, shrink)
-            torch._foreach_mul_([local(p) for p in same], shrink)
+            torch._foreach_mul_([to_local(p) for p in same], shrink)
             for p, move in zip(same, moves, strict=True):
                 rows, columns = p.shape
                 scale = math.sqrt(max(1.0, rows / columns))
-                local(p).add_(own_share(move if rows <= columns else move.mT, p), alpha=-lr * scale)
+                to_local(p).add_(shard_like(move if rows <= columns else move.mT, p), alpha=-lr * scale)
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -187,7 +187,7 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [local(p.grad) for p in parameters if p.grad is not None]  # every parameter of a GPT has one
+    return [to_local(p.grad) for p in parameters if p.grad is not None]  # every parameter of a GPT has one
 
 
 def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -256,7 +256,7 @@ def load_optimizer_tensors(
                     value = tensors.get(key)
                     if value is None or value.shape != initial.shape or value.dtype != initial.dtype:
                         raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
-                    put_whole(initial, value)
+                    copy_full_(initial, value)
                     left.remove(key)
     if left:
         raise ValueError(f"the saved optimizer state is of another model too: {min(left)!r:.100}")

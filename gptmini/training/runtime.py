@@ -17,8 +17,8 @@ from types import FrameType
 import torch
 
 from gptmini.config import RuntimeConfig
+from gptmini.distributed.context import DistributedContext
 from gptmini.errors import UserError
-from gptmini.training.parallel import Ranks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,7 +31,7 @@ class Runtime:
     precision: str
     threads: int
     compile: bool
-    ranks: Ranks = Ranks()  # noqa: RUF009  # frozen
+    distributed: DistributedContext = DistributedContext()  # noqa: RUF009  # frozen
 
     def autocast(self) -> torch.autocast:
         """The forward pass in the run's number format; weights, gradients and loss stay float32."""
@@ -39,11 +39,11 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
     @property
-    def product_dtype(self) -> torch.dtype:
+    def matmul_dtype(self) -> torch.dtype:
         """The number format of the fastest matrix product that is good enough for Muon."""
         return torch.float32 if self.precision == "fp32" and self.device.type == "cpu" else torch.bfloat16
 
-    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A CPU tensor on the run's device; to CUDA without waiting for the copy."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -62,35 +62,43 @@ class Runtime:
             "precision": self.precision,
             "threads": str(self.threads),
             "compile": str(self.compile).lower(),
-            "ranks": str(self.ranks),
+            "ranks": str(self.distributed),
         }
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
-        ranks = f"{self.ranks.count} ranks{self.ranks.how}, each " if self.ranks.count > 1 else ""
+        several = self.distributed.world_size > 1
+        ranks = f"{self.distributed.world_size} ranks{self.distributed.how}, each " if several else ""
         return f"{ranks}{self.environment()['device']}, {self.precision}{threads}, torch {torch.__version__}"
 
 
-def start_runtime(config: RuntimeConfig, ranks: Ranks = Ranks()) -> Runtime:  # noqa: B008  # frozen
+ALONE = DistributedContext()
+
+
+def start_runtime(config: RuntimeConfig, distributed: DistributedContext = ALONE) -> Runtime:
     """Resolve what is `auto`, set the process up for it, and say what was chosen.
 
     Raises UserError where the config asks for what this machine does not have.
     """
-    device = find_device(config.device) if ranks.count == 1 else _find_device_of_rank(config.device, ranks)
+    device = (
+        find_device(config.device)
+        if distributed.world_size == 1
+        else _find_device_of_rank(config.device, distributed)
+    )
     if config.precision == "fp16" and device.type != "cuda":
         raise UserError(f"runtime.precision = fp16 needs a CUDA device, not {device}; use fp32 or bf16")
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
-    elif ranks.count > 1:  # torchrun asks for one thread, wherever the user does not
-        torch.set_num_threads(max(1, _cores() // ranks.local_count))
+    elif distributed.world_size > 1:  # torchrun asks for one thread, wherever the user does not
+        torch.set_num_threads(max(1, _cores() // distributed.local_world_size))
     if device.type == "cpu":
-        keep_freed_memory(not (ranks.sharded or config.activation_checkpointing))  # which are to save memory
+        tune_malloc(not (distributed.sharded or config.activation_checkpointing))  # which are to save memory
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: float32 range, 10 mantissa bits, tensor cores
     precision = _fastest_precision(device) if config.precision == "auto" else config.precision
-    if ranks.sharded and precision == "fp16":
+    if distributed.sharded and precision == "fp16":
         raise UserError("runtime.precision = fp16 does not go with runtime.parallel = fsdp; use bf16 or fp32")
-    return Runtime(device, precision, torch.get_num_threads(), config.compile, ranks)
+    return Runtime(device, precision, torch.get_num_threads(), config.compile, distributed)
 
 
 def _cores() -> int:
@@ -98,7 +106,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory(keep: bool) -> None:
+def tune_malloc(keep: bool) -> None:
     """Let the C library keep the memory of freed tensors for the next ones, or give it back at once.
 
     By itself, glibc hands large blocks back to the kernel, which zeroes fresh pages for the next tensor of
@@ -152,21 +160,23 @@ def peak_memory_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _find_device_of_rank(name: str, ranks: Ranks) -> torch.device:
+def _find_device_of_rank(name: str, distributed: DistributedContext) -> torch.device:
     """One of this machine's GPUs for each rank, or the CPU for all; UserError where that cannot be."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
-        raise UserError(f"runtime.device = {name} is one device, but there are {ranks.count} ranks; use auto")
+        raise UserError(
+            f"runtime.device = {name} is one device, but there are {distributed.world_size} ranks; use auto"
+        )
     if name == "cpu":
         return torch.device("cpu")
-    if ranks.local_count > torch.cuda.device_count():
+    if distributed.local_world_size > torch.cuda.device_count():
         raise UserError(
-            f"runtime.device = cuda: {ranks.local_count} ranks on this machine need as many GPUs, but it has "
-            f"{_cuda_devices()}; use a smaller --nproc-per-node"
+            f"runtime.device = cuda: {distributed.local_world_size} ranks on this machine need as many GPUs, "
+            f"but it has {_cuda_devices()}; use a smaller --nproc-per-node"
         )
-    torch.cuda.set_device(ranks.local_rank)
-    return torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(distributed.local_rank)
+    return torch.device("cuda", distributed.local_rank)
 
 
 def cpu_name() -> str:

@@ -9,13 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gptmini.checkpoint.durable import write_file
+from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, dump_config
-from gptmini.data.token_file import TokenData, Windows, validation_batches
+from gptmini.data.batching import WindowSampler, validation_batches
+from gptmini.data.prepare import TokenData
+from gptmini.distributed.context import checkpoint_activations, full_tensor, join_process_group, to_local
 from gptmini.errors import DivergedError, Stopped, UserError
-from gptmini.generate import generate_text
+from gptmini.generation.generate import generate_text
 from gptmini.model import GPT
+from gptmini.training.estimate import plan
 from gptmini.training.loss import bits_per_byte, evaluate, next_token_loss
 from gptmini.training.metrics import Metrics, NoMetrics
 from gptmini.training.optim import (
@@ -24,18 +27,16 @@ from gptmini.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from gptmini.training.parallel import checkpoint_activations, join_ranks, local, whole
-from gptmini.training.plan import plan
-from gptmini.training.runtime import Runtime, StopSignal, seed_everything, start_runtime, stop_signal
-from gptmini.training.start import (
+from gptmini.training.resume import (
     build_model_and_data,
     check_resumable,
+    claim_run_dir,
     latest_checkpoint,
-    put_back,
     refuse_used_folder,
     resolve_tokenizer,
-    take_run_folder,
+    restore,
 )
+from gptmini.training.runtime import Runtime, StopSignal, seed_everything, start_runtime, stop_signal
 from gptmini.training.trackers import check_trackers
 
 
@@ -47,28 +48,30 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     and Stopped when a signal came and everything was saved.
     """
     check_trackers(config.train.trackers)
-    with join_ranks(config.runtime) as ranks:
-        config.train.sequences_per_pass(ranks.count)  # refuses before anything is prepared
-        runtime = start_runtime(config.runtime, ranks)
+    with join_process_group(config.runtime) as distributed:
+        config.train.micro_batch_size_per_rank(distributed.world_size)  # refuses before anything is prepared
+        runtime = start_runtime(config.runtime, distributed)
         store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
-        if ranks.writes:
+        if distributed.is_main:
             refuse_used_folder(store, resume)
-        model, data = build_model_and_data(config, runtime, quiet or not ranks.writes)
+        model, data = build_model_and_data(config, runtime, quiet or not distributed.is_main)
         config = resolve_tokenizer(config, data.tokenizer)
-        with take_run_folder(store, resume, ranks), stop_signal() as stop:
+        with claim_run_dir(store, resume, distributed), stop_signal() as stop:
             trainer = Trainer(config, runtime, model, data, store)
             notes = trainer.restore() if resume else []
-            if ranks.writes:
+            if distributed.is_main:
                 write_file(store.run_folder / "config.yaml", dump_config(config).encode())
             path, max_steps = store.run_folder / "metrics.jsonl", config.train.max_steps
-            open_metrics = Metrics if ranks.writes else NoMetrics
+            open_metrics = Metrics if distributed.is_main else NoMetrics
             with open_metrics(path, trainer.step, max_steps, trainer.tokens_per_step, quiet) as metrics:
-                planned = plan(config, model.config, len(data.train), runtime.precision, ranks.count)
+                planned = plan(
+                    config, model.config, len(data.train), runtime.precision, distributed.world_size
+                )
                 for line in (runtime, planned, *notes):
-                    metrics.say(str(line))
+                    metrics.print(str(line))
                 metrics.track(config, store.run_folder, trainer.step)
                 trainer.run(metrics, stop)
-                metrics.say(trainer.summary())
+                metrics.print(trainer.summary())
 
 
 class StepResult(NamedTuple):
@@ -89,12 +92,12 @@ class Trainer:
         self, config: Config, runtime: Runtime, model: GPT, data: TokenData, store: CheckpointStore
     ) -> None:
         self.config, self.runtime, self.data, self.store = config, runtime, data, store
-        self.ranks = runtime.ranks
+        self.distributed = runtime.distributed
         self.model = model.to(runtime.device).train()
-        self.optimizers = build_optimizers(self.model, config.optim, runtime.product_dtype)
+        self.optimizers = build_optimizers(self.model, config.optim, runtime.matmul_dtype)
         self.scaler = runtime.grad_scaler()
-        self.windows = Windows(data.train, config.model.context_length, config.train.seed)
-        self.micro_batch_size = config.train.sequences_per_pass(self.ranks.count)
+        self.windows = WindowSampler(data.train, config.model.context_length, config.train.seed)
+        self.micro_batch_size = config.train.micro_batch_size_per_rank(self.distributed.world_size)
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.step = 0  # optimizer steps taken
         self.val_loss: float | None = None  # of the weights as they stand
@@ -106,7 +109,9 @@ class Trainer:
             checkpoint_activations(self.model)
         if runtime.compile:
             self.model.compile()
-        self.replica = self.ranks.wrap(self.model)  # computes as the model does, and averages gradients
+        self.ddp_model = self.distributed.wrap(
+            self.model
+        )  # computes as the model does, and averages gradients
 
     def run(self, metrics: Metrics, stop: StopSignal) -> None:
         """Train to the last step: set the rate, take the step, log, evaluate, sample, save."""
@@ -118,15 +123,17 @@ class Trainer:
             set_learning_rate(self.optimizers, factor)
             result = self.train_step()
             metrics.count_step(result.seconds)
-            if self.due(train.log_interval):
+            if self.is_due(train.log_interval):
                 loss, lr = float(result.loss), factor * self.config.optim.lr
                 bits = bits_per_byte(loss * self.tokens_per_step, result.text_bytes)
                 metrics.log(self.step, "train", loss, bits, lr, float(result.grad_norm))
-            is_best = self.due(train.eval_interval, or_last=True) and self.evaluate(metrics)
-            if self.due(train.sample_interval):
+            is_best = self.is_due(train.eval_interval, or_last=True) and self.evaluate(metrics)
+            if self.is_due(train.sample_interval):
                 self.sample(metrics)
-            stopping = self.ranks.largest(int(stop))  # asked once: one that comes later is for the next step
-            if is_best or stopping or self.finished() or self.due(train.checkpoint_interval):
+            stopping = self.distributed.all_reduce_max(
+                int(stop)
+            )  # asked once: one that comes later is for the next step
+            if is_best or stopping or self.finished() or self.is_due(train.checkpoint_interval):
                 self.save(metrics)
             if stopping and not self.finished():
                 by = signal.Signals(stopping).name
@@ -140,26 +147,29 @@ class Trainer:
         """
         started = time.perf_counter()
         starts = self.windows.starts(self.step - 1, self.config.train.batch_size)  # (batch_size,)
-        micro_batches = self.ranks.share(starts).reshape(-1, self.micro_batch_size)
-        first = self.ranks.rank * len(micro_batches)  # of the micro batches of all ranks, in order
+        micro_batches = self.distributed.shard_batch(starts).reshape(-1, self.micro_batch_size)
+        first = self.distributed.rank * len(micro_batches)  # of the micro batches of all ranks, in order
         loss, text_bytes = torch.zeros((), device=self.runtime.device), 0.0
         for i, micro_starts in enumerate(micro_batches):
             inputs, targets = self.windows.batch(micro_starts)  # (micro_batch_size, T)
             seed_everything(self.config.train.seed, self.step, first + i)  # dropout is a function of the step
-            with self.ranks.accumulate(self.replica, last=i + 1 == len(micro_batches)):
+            with self.distributed.accumulate(self.ddp_model, last=i + 1 == len(micro_batches)):
                 with self.runtime.autocast():
-                    logits = self.replica(self.runtime.place(inputs))  # (micro_batch_size, T, V)
-                micro_loss = next_token_loss(logits, self.runtime.place(targets)) / len(micro_batches)
+                    logits = self.ddp_model(self.runtime.to_device(inputs))  # (micro_batch_size, T, V)
+                micro_loss = next_token_loss(logits, self.runtime.to_device(targets)) / len(micro_batches)
                 torch.autograd.backward(self.scaler.scale(micro_loss))
             loss += micro_loss.detach()
             text_bytes += self.data.count_bytes(targets)
-        loss, (text_bytes,) = self.ranks.mean(loss), self.ranks.sum(text_bytes)
+        loss, (text_bytes,) = (
+            self.distributed.all_reduce_mean(loss),
+            self.distributed.all_reduce_sum(text_bytes),
+        )
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
         limit = self.config.optim.grad_clip or math.inf
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        failed = self.note_failure(loss, norm)
-        if self.looks():
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        failed = self.record_nonfinite(loss, norm)
+        if self.should_sync():
             self.stop_if_diverged()
         for optimizer in self.optimizers:
             self.scaler.step(optimizer, failed)  # type: ignore[arg-type]  # it calls step only
@@ -167,7 +177,7 @@ class Trainer:
         self.model.zero_grad()
         return StepResult(loss, norm, text_bytes, time.perf_counter() - started)
 
-    def note_failure(self, loss: Tensor, norm: Tensor) -> Tensor:
+    def record_nonfinite(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Whether a number of this step, or of one before, was not finite; on the device, with no waiting.
 
         A float16 gradient may overflow: the scaler then skips the update and scales less.
@@ -177,7 +187,7 @@ class Trainer:
         self.failure = torch.where(finite | (self.failure[0] > 0), self.failure, now)
         return self.failure[0] > 0
 
-    def looks(self) -> bool:
+    def should_sync(self) -> bool:
         """Whether to wait for the device in this step: a GPU works faster where nobody asks how it goes."""
         train = self.config.train
         intervals = (
@@ -186,7 +196,7 @@ class Trainer:
             train.sample_interval,
             train.checkpoint_interval,
         )
-        return self.runtime.device.type == "cpu" or any(self.due(i, or_last=True) for i in intervals)
+        return self.runtime.device.type == "cpu" or any(self.is_due(i, or_last=True) for i in intervals)
 
     def stop_if_diverged(self) -> None:
         """Raise DivergedError where a step has failed; the weights are then those before it."""
@@ -203,8 +213,8 @@ class Trainer:
 
     def stop_if_weights_diverged(self) -> None:
         """Raise DivergedError where an update has left weights that are not finite: no file gets them."""
-        finite = all(bool(local(parameter).isfinite().all()) for parameter in self.model.parameters())
-        if self.ranks.largest(int(not finite)):
+        finite = all(bool(to_local(parameter).isfinite().all()) for parameter in self.model.parameters())
+        if self.distributed.all_reduce_max(int(not finite)):
             raise self.divergence(self.step, "weights that are not finite after the update")
 
     def divergence(self, step: int, what: str) -> DivergedError:
@@ -235,7 +245,7 @@ class Trainer:
     def sample(self, metrics: Metrics) -> None:
         """Show what the model writes now; the same seed each time, so that only the weights differ."""
         seed = self.config.train.seed
-        with self.ranks.whole_head(self.model):
+        with self.distributed.unsharded(self.model):
             try:
                 (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
             except UserError:  # all that it may complain of here
@@ -262,18 +272,23 @@ class Trainer:
         )
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         optimizer = optimizer_tensors(self.model, self.optimizers)
-        checkpoint = Checkpoint(self.step, self.ranks.gather(weights), self.ranks.gather(optimizer), state)
-        if self.ranks.writes:
+        checkpoint = Checkpoint(
+            self.step,
+            self.distributed.gather_full_state_dict(weights),
+            self.distributed.gather_full_state_dict(optimizer),
+            state,
+        )
+        if self.distributed.is_main:
             self.store.save(checkpoint, self.model.config, self.data.tokenizer)
 
     def restore(self) -> list[str]:
         """Go to where the newest good checkpoint stands, if any; returns what the user should know."""
-        checkpoint, notes = latest_checkpoint(self.store, self.ranks)
+        checkpoint, notes = latest_checkpoint(self.store, self.distributed)
         if checkpoint is None:
             return [f"no checkpoint to resume in {self.store.run_folder}: starting from step 0"]
         state = checkpoint.state
         difference = check_resumable(state, self.config, self.data, self.runtime.environment())
-        put_back(checkpoint, self.model, self.optimizers)
+        restore(checkpoint, self.model, self.optimizers)
         if state.grad_scaler:
             self.scaler.load_state_dict(state.grad_scaler)
         self.step = state.step
@@ -288,7 +303,7 @@ class Trainer:
             f"finished after step {self.step}; best validation loss {best}; saved in {self.store.run_folder}"
         )
 
-    def due(self, interval: int | None, *, or_last: bool = False) -> bool:
+    def is_due(self, interval: int | None, *, or_last: bool = False) -> bool:
         """Whether something done every `interval` steps is to be done after this one."""
         at_last = or_last and self.step == self.config.train.max_steps
         return at_last or (interval is not None and self.step % interval == 0)

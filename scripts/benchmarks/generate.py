@@ -11,12 +11,12 @@ from benchmarks.machine import describe, in_turn, read_bandwidth, times_faster
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptmini.checkpoint.gpt2_files import to_gpt2
+from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.config import GPTConfig
-from gptmini.cpu_linear import speed_up
-from gptmini.generate import generate, generate_tokens
+from gptmini.generation.cpu_linear import optimize_for_cpu
+from gptmini.generation.generate import generate, generate_tokens
+from gptmini.generation.sampling import Sampling
 from gptmini.model import GPT
-from gptmini.sampling import Sampling
 
 ROUNDS = 3
 PROMPT, NEW, LONG_PROMPT = 32, 128, 1000
@@ -30,7 +30,7 @@ def bench_generate() -> None:
     models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
     models["transformers bf16"] = copy.deepcopy(models["transformers"]).bfloat16()
     for weights in ("fp32", "bf16", "int8"):
-        models[weights] = speed_up(copy.deepcopy(model), weights)
+        models[weights] = optimize_for_cpu(copy.deepcopy(model), weights)
     print(f"{describe()}, {ROUNDS} rounds")
     bandwidth = read_bandwidth()
     numbers = sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)

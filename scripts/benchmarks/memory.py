@@ -10,8 +10,8 @@ from benchmarks.machine import describe
 from benchmarks.train import ROOT, TORCHRUN, run, write_words
 
 from gptmini.config import Config, GPTConfig, load_config
-from gptmini.data.preparation import prepare
-from gptmini.training.plan import PYTORCH_BYTES, RANKS_BYTES, plan
+from gptmini.data.prepare import prepare
+from gptmini.training.estimate import PYTORCH_BYTES, RANKS_BYTES, plan
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "context_length": 128}
 MEDIUM = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256}
@@ -73,10 +73,10 @@ def bench_memory() -> None:
         for title, runs in (("", FITTED), ("not looked at for the plan's rules:", HELD_OUT)):
             print(title, end="\n" if title else "")
             for values in runs:
-                config, ranks = config_of(values, text), values.get("ranks", 1)
+                config, world_size = config_of(values, text), values.get("ranks", 1)
                 model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 257, **config.model.model_dump())
-                planned = plan(config, model, None, config.runtime.precision, ranks).memory.peak
-                show(title_of(values), planned, peak_bytes(config, ranks))
+                planned = plan(config, model, None, config.runtime.precision, world_size).memory.peak
+                show(title_of(values), planned, peak_bytes(config, world_size))
 
 
 def title_of(values: dict[str, Any]) -> str:
@@ -134,7 +134,7 @@ def config_of(values: dict[str, Any], text: Path) -> Config:
 RUN = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from gptmini.cli import main
+from gptmini.cli.main import main
 code = main(sys.argv[1:])
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
 sys.stdout.write(peak + "\\n")  # at once, as another rank writes too
@@ -142,14 +142,14 @@ sys.exit(code)
 """
 
 
-def peak_bytes(config: Config, ranks: int) -> int:
+def peak_bytes(config: Config, world_size: int) -> int:
     """The highest resident memory of a rank of a run on a corpus that is prepared already; for Linux."""
     prepare(config.data, config.tokenizer, config.model.context_length)
     with tempfile.TemporaryDirectory() as folder:
         path, program = Path(folder, "config.yaml"), Path(folder, "run.py")
         path.write_text(config.model_dump_json())
         program.write_text(RUN)
-        python = [sys.executable] if ranks == 1 else [*TORCHRUN, str(ranks)]
+        python = [sys.executable] if world_size == 1 else [*TORCHRUN, str(world_size)]
         words = ["train", str(path), "--quiet", "--train.out-dir", f"{folder}/run"]
         peaks = run([*python, str(program), *words], cwd=Path(folder)).split()
         return 1024 * max(map(int, peaks))

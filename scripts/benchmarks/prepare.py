@@ -27,8 +27,8 @@ PREPARE = """
 import resource, sys, time
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import open_corpus
-from gptmini.data.preparation import prepare_corpus
-from gptmini.data.tokenizer import build_tokenizer
+from gptmini.data.prepare import prepare_corpus
+from gptmini.data.tokenizers import build_tokenizer
 
 def report(what, seconds):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -59,7 +59,7 @@ def write_text(path: Path, size: int = 1_000_000_000) -> None:
     words[::9] += ","
     with path.open("w") as file:
         while file.tell() < size:
-            ranks = rng.zipf(1.2, 400_000) - 1
-            for paragraphs in words[ranks[ranks < len(words)]][:300_000].reshape(-1, 5, 100):
+            chosen = rng.zipf(1.2, 400_000) - 1
+            for paragraphs in words[chosen[chosen < len(words)]][:300_000].reshape(-1, 5, 100):
                 text = ".\\n\\n".join(map(" ".join, paragraphs))
                 file.write(f'{{"text": "{text}"}}\n')

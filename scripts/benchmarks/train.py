@@ -23,9 +23,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmini.config import GPTConfig, OptimConfig, RuntimeConfig
 from gptmini.model import GPT
+from gptmini.training.estimate import flops_per_token
 from gptmini.training.loss import next_token_loss
 from gptmini.training.optim import build_optimizers
-from gptmini.training.plan import flops_per_token
 from gptmini.training.runtime import start_runtime
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,7 +157,7 @@ def our_step(config: GPTConfig, tokens: torch.Tensor, optimizer: str, precision:
     """What Trainer.train_step does, on a batch that is there already."""
     runtime = start_runtime(RuntimeConfig(precision=precision))
     model = GPT(config)
-    optimizers = build_optimizers(model, OptimConfig(optimizer=optimizer), runtime.product_dtype)
+    optimizers = build_optimizers(model, OptimConfig(optimizer=optimizer), runtime.matmul_dtype)
 
     def step() -> None:
         with runtime.autocast():

@@ -19,7 +19,8 @@ import torch
 from disk import Disk, after_power_loss, failing, kill, kill_inside, lie, put, replay, short_write
 from transformers import AutoModelForCausalLM
 
-from gptmini.checkpoint import durable, gpt2_files, store
+from gptmini import atomic_io
+from gptmini.checkpoint import hf_gpt2, store
 from gptmini.config import GPTConfig
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.training import metrics
@@ -40,7 +41,7 @@ class PlainTokenizer:
 def checkpoint(step):
     """The one state that training reaches at `step`."""
     generator = torch.Generator().manual_seed(step)
-    shapes = gpt2_files.parameter_shapes(CONFIG)
+    shapes = hf_gpt2.parameter_shapes(CONFIG)
     model = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     optimizer = {f"{name}.exp_avg": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     optimizer["ln_f.bias.step"] = torch.tensor(float(step))
@@ -76,8 +77,8 @@ def go_on(run, last_step, saved=lambda step: None):
         found, skipped = checkpoints.latest()
         assert not skipped
         step = found.step if found else 0
-        durable.keep_lines(run / "metrics.jsonl", lambda line: metrics._step_of(line) <= step)
-        with durable.LineFile(run / "metrics.jsonl") as lines:
+        atomic_io.keep_lines(run / "metrics.jsonl", lambda line: metrics._step_of(line) <= step)
+        with atomic_io.LineFile(run / "metrics.jsonl") as lines:
             while step < last_step:
                 step += 1
                 lines.append(json.dumps({"step": step}))
@@ -427,7 +428,7 @@ def check_torn_lines(folder):
     path, line = folder / "metrics.jsonl", b'{"step": 2}\n'
     for cut in range(len(line)):
         path.write_bytes(b'{"step": 1}\n{"step": 3}\n' + line[:cut])
-        durable.keep_lines(path, lambda line: json.loads(line)["step"] < 3)
+        atomic_io.keep_lines(path, lambda line: json.loads(line)["step"] < 3)
         assert path.read_bytes() == b'{"step": 1}\n'
     return len(line)
 

@@ -1,6 +1,6 @@
 """Disks for the checkpoint tests: one that fails at a chosen operation, and one that loses power.
 
-`Disk` stands in for the `os` module inside gptmini.checkpoint.durable, where every change of a file passes
+`Disk` stands in for the `os` module inside gptmini.atomic_io, where every change of a file passes
 through. It does the real operations, keeps a log of them, and gives a chosen one to a fault. `replay` and
 `after_power_loss` turn such a log into the states in which a disk may be found when the power went.
 """
@@ -10,7 +10,7 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptmini.checkpoint import durable
+from gptmini import atomic_io
 
 OPERATIONS = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "unlink", "rmdir")
 
@@ -43,7 +43,7 @@ class Disk:
         return result
 
     @contextmanager
-    def under(self, module=durable):
+    def under(self, module=atomic_io):
         """Put this disk under the durable module for the length of the block."""
         module.os = self
         try:

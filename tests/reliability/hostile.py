@@ -208,4 +208,4 @@ def reseal(step_folder):
 
 def seal(text):
     """A manifest's text with the sha256 of itself, as a good one has it."""
-    return store._seal(text.rstrip().removesuffix(b"}").rstrip())
+    return store.append_checksum(text.rstrip().removesuffix(b"}").rstrip())

@@ -18,8 +18,8 @@ from gptmini.config import Config
 from gptmini.training.loss import next_token_loss
 from gptmini.training.metrics import Metrics
 from gptmini.training.optim import build_optimizers
+from gptmini.training.resume import build_model_and_data
 from gptmini.training.runtime import start_runtime, stop_signal
-from gptmini.training.start import build_model_and_data
 from gptmini.training.trainer import Trainer
 
 STEPS = 100

@@ -32,12 +32,12 @@ import torch
 import yaml
 from disk import Disk, after_power_loss, put, replay
 
-from gptmini import cli
 from gptmini.checkpoint.store import CheckpointStore, verify
+from gptmini.cli import main as cli
 from gptmini.config import Config
-from gptmini.data.token_file import Windows
+from gptmini.data.batching import WindowSampler
 from gptmini.errors import DivergedError
-from gptmini.training import optim, start, trainer
+from gptmini.training import optim, resume, trainer
 from gptmini.training.runtime import start_runtime
 
 ROOT = Path(__file__).parent.parent.parent
@@ -413,8 +413,8 @@ def check_divergence(folder):
         assert len(updates) == step - 1, "the update was made"
         assert checkpoints(run).steps()[-1:] == [step - 1][: step - 1]
         runtime = start_runtime(config.runtime)
-        data = in_folder(run, partial(start.build_model_and_data, config, runtime, quiet=True))[1]
-        windows = Windows(data.train, config.model.context_length, config.train.seed)
+        data = in_folder(run, partial(resume.build_model_and_data, config, runtime, quiet=True))[1]
+        windows = WindowSampler(data.train, config.model.context_length, config.train.seed)
         of_step = windows.starts(step - 1, config.train.batch_size).tolist()
         assert seen[-len(of_step) :] == of_step
         starts = ", ".join(map(str, of_step))
@@ -447,8 +447,10 @@ def check_spoiled_weights(folder, config):
 
 def note_windows(patch):
     """A list that grows by the starts of the windows of each micro batch."""
-    real, seen = Windows.batch, []
-    patch.setattr(Windows, "batch", lambda self, starts: seen.extend(starts.tolist()) or real(self, starts))
+    real, seen = WindowSampler.batch, []
+    patch.setattr(
+        WindowSampler, "batch", lambda self, starts: seen.extend(starts.tolist()) or real(self, starts)
+    )
     return seen
 
 

@@ -15,7 +15,7 @@ import torch
 
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.data.tokenizer import build_tokenizer
+from gptmini.data.tokenizers import build_tokenizer
 from gptmini.model import GPT
 
 SHAPES = {"tiny": (4, 4, 128, 30), "small": (6, 6, 384, 20), "GPT-2 124M": (12, 12, 768, 6)}

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gptmini.checkpoint import durable, gpt2_files, plain_files, store
-from gptmini.data import token_file
-from gptmini.training import loss, metrics, optim, runtime, start, trainer
+from gptmini import atomic_io
+from gptmini.checkpoint import hf_gpt2, safetensors_io, store
+from gptmini.data import batching
+from gptmini.training import loss, metrics, optim, resume, runtime, trainer
 
 # Each takes names from those before it, so all are made anew, in this order.
-ROOMS = (durable, plain_files, gpt2_files, store, token_file, runtime, loss, optim, metrics, start, trainer)
+ROOMS = (atomic_io, safetensors_io, hf_gpt2, store, batching, runtime, loss, optim, metrics, resume, trainer)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import runs
 
-from gptmini import cli
+from gptmini.cli import main as cli
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'pidfd_open')"),

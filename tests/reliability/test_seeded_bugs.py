@@ -10,7 +10,8 @@ import checks
 import pytest
 from seeded import assert_caught, to_run
 
-from gptmini.checkpoint import durable, gpt2_files, plain_files, store
+from gptmini import atomic_io
+from gptmini.checkpoint import hf_gpt2, safetensors_io, store
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
@@ -38,74 +39,74 @@ SLOW = [
 ]
 
 BUGS = [
-    ("files are not synced", power_loss, durable, "            _sync(file)\n", "            pass\n"),
+    ("files are not synced", power_loss, atomic_io, "            _sync(file)\n", "            pass\n"),
     (
         "folders are not synced",
         power_loss,
-        durable,
+        atomic_io,
         "    folder = os.open(path, os.O_RDONLY)\n",
         "    return\n    folder = os.open(path, os.O_RDONLY)\n",
     ),
     (
         "the names in a new folder are not synced",
         power_loss,
-        durable,
+        atomic_io,
         "os.walk(temporary, topdown=False)",
         "[]",
     ),
     (
         "a new folder's own name is not synced",
         power_loss,
-        durable,
+        atomic_io,
         "            _sync_folder(path.parent)\n    except BaseException:\n        with suppress",
         "            pass\n    except BaseException:\n        with suppress",
     ),
     (
         "the run folder's name is not synced",
         power_loss,
-        durable,
+        atomic_io,
         "            _sync_folder(folder.parent)\n",
         "",
     ),
     (
         "lines of metrics are not synced",
         power_loss,
-        durable,
+        atomic_io,
         "            _sync(self._file)\n",
         "            pass\n",
     ),
     (
         "a folder is removed before its new name is synced",
         power_loss,
-        durable,
+        atomic_io,
         "        os.rename(path, temporary)\n        _sync_folder(path.parent)\n        _delete",
         "        os.rename(path, temporary)\n        _delete",
     ),
     (
         "a folder is removed under its name",
         late_kills,
-        durable,
+        atomic_io,
         "        os.rename(path, temporary)\n        _sync_folder(path.parent)\n        _delete(temporary)",
         "        _delete(path)",
     ),
     (
         "a new folder is filled under its name",
         kills,
-        durable,
+        atomic_io,
         '"exists already", str(path))\n    temporary = _temporary_name(path)\n',
         '"exists already", str(path))\n    temporary = path\n',
     ),
     (
         "a file is rewritten in place",
         kills,
-        durable,
+        atomic_io,
         '        write_file(path, (line for line in lines if line.endswith(b"\\n") and keep(line)))\n',
         '        kept = [line for line in lines if line.endswith(b"\\n") and keep(line)]\n'
         "    file = os.open(path, os.O_WRONLY | os.O_TRUNC)\n"
         '    _write_all(file, b"".join(kept))\n'
         "    os.close(file)\n",
     ),
-    ("leftovers are not cleaned", kills, durable, "if name.startswith(_PREFIX):", "if False:"),
+    ("leftovers are not cleaned", kills, atomic_io, "if name.startswith(_PREFIX):", "if False:"),
     (
         "older checkpoints go before the new one is written",
         kills,
@@ -118,14 +119,14 @@ BUGS = [
     (
         "a failed fsync is tried again",
         checks.check_faults,
-        durable,
+        atomic_io,
         "    os.fsync(file)\n",
         "    try:\n        os.fsync(file)\n    except OSError:\n        os.fsync(file)\n",
     ),
     (
         "a full disk is passed over",
         checks.check_faults,
-        durable,
+        atomic_io,
         "        written = os.write(file, rest)\n",
         "        try:\n            written = os.write(file, rest)\n"
         "        except OSError:\n            return\n",
@@ -133,14 +134,14 @@ BUGS = [
     (
         "the error does not say which file",
         checks.check_faults,
-        durable,
+        atomic_io,
         "raise OSError(error.errno, error.strerror, str(path)) from error",
         "raise",
     ),
     (
         "a failed new folder is left in place",
         late_faults,
-        durable,
+        atomic_io,
         "    except BaseException:\n        with suppress(OSError):\n            remove_folder(path)\n"
         "        raise\n",
         "    except OSError:\n        pass\n",
@@ -148,7 +149,7 @@ BUGS = [
     (
         "a short write is taken for a whole one",
         checks.check_short_writes,
-        durable,
+        atomic_io,
         "rest[written:]",
         "rest[:0]",
     ),
@@ -222,14 +223,14 @@ BUGS = [
     (
         "there is no lock",
         checks.check_lock,
-        durable,
+        atomic_io,
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
     ),
     (
         "the lock ends with the first file that is closed",
         checks.check_lock,
-        durable,
+        atomic_io,
         "        yield check\n    finally:\n        with _naming(path):\n            os.close(file)\n",
         "        os.close(file)\n        yield check\n    finally:\n        pass\n",
     ),
@@ -243,21 +244,21 @@ BUGS = [
     (
         "a torn line is kept",
         checks.check_torn_lines,
-        durable,
+        atomic_io,
         'line.endswith(b"\\n") and keep(line)',
         "keep(line)",
     ),
     (
         "a projection is not transposed",
         checks.check_transformers,
-        gpt2_files,
+        hf_gpt2,
         '"attn.c_proj.weight", "mlp.c_fc.weight"',
         '"mlp.c_fc.weight"',
     ),
     (
         "pickles are read where safetensors are not found",
         hostile_weights,
-        plain_files,
+        safetensors_io,
         "                data_start, places = _read_header(path)\n",
         "                import pickle, contextlib\n"
         "                with contextlib.suppress(Exception):\n"
@@ -267,36 +268,42 @@ BUGS = [
     (
         "tensors may lie anywhere in the file",
         hostile_weights,
-        plain_files,
+        safetensors_io,
         "if place.data_offsets != (end, end + place.size):",
         "if False:",
     ),
     (
         "a header may promise more than the file holds",
         hostile_weights,
-        plain_files,
+        safetensors_io,
         "if 8 + length + end != file_size:",
         "if False:",
     ),
     (
         "a header may be of any length",
         hostile_weights,
-        plain_files,
+        safetensors_io,
         "length > min(file_size - 8, _MAX_JSON_BYTES)",
         "length > 2**64",
     ),
-    ("JSON may give a key twice", hostile_config, plain_files, "if len(values) != len(pairs):", "if False:"),
+    (
+        "JSON may give a key twice",
+        hostile_config,
+        safetensors_io,
+        "if len(values) != len(pairs):",
+        "if False:",
+    ),
     (
         "JSON may be nested without end",
         hostile_config,
-        plain_files,
+        safetensors_io,
         "except RecursionError:",
         "except ZeroDivisionError:",
     ),
     (
         "a model may have any number of layers",
         hostile_config,
-        gpt2_files,
+        hf_gpt2,
         "n_layer: Annotated[int, Field(ge=1, le=1024)]",
         "n_layer: int",
     ),

@@ -6,8 +6,8 @@ import pytest
 import runs
 from seeded import assert_caught, to_run
 
-from gptmini.data import token_file
-from gptmini.training import loss, metrics, optim, runtime, start, trainer
+from gptmini.data import batching
+from gptmini.training import loss, metrics, optim, resume, runtime, trainer
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'pidfd_open')"),
@@ -53,7 +53,7 @@ BUGS = [
     (
         "the order of the data is drawn anew by each process",
         resumes,
-        token_file,
+        batching,
         "self.tokens, self.context_length, self.seed = tokens, context_length, seed",
         "self.tokens, self.context_length = tokens, context_length\n"
         '        self.seed = int.from_bytes(__import__("os").urandom(4), "little")',
@@ -91,7 +91,7 @@ BUGS = [
     (
         "the optimizer's state is dropped at a resume",
         resumes,
-        start,
+        resume,
         "        load_optimizer_tensors(model, optimizers, checkpoint.optimizer)\n",
         "        pass\n",
     ),
@@ -204,7 +204,7 @@ BUGS = [
     (
         "the run folder is locked only to look into it",
         runs.check_locked_run,
-        start,
+        resume,
         "        return store.lock()\n",
         "        with store.lock():\n"
         "            from contextlib import nullcontext\n\n"
@@ -213,21 +213,21 @@ BUGS = [
     (
         "another text is resumed with",
         runs.check_changes,
-        start,
+        resume,
         "    if data.digest != saved.data_digest:\n",
         "    if False:\n",
     ),
     (
         "another shape of the model is resumed with",
         runs.check_changes,
-        start,
+        resume,
         '    for key in [*fixed, "optim.optimizer"]:\n',
         '    for key in ["optim.optimizer"]:\n',
     ),
     (
         "a change of precision is passed over",
         runs.check_changes,
-        start,
+        resume,
         "        if before.get(key) != value\n",
         "        if False\n",
     ),

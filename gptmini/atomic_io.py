@@ -1,0 +1,284 @@
+"""The only file writes of the package: after a crash, every file is whole or absent.
+
+A file or folder is made under a temporary name in the same place, synced, renamed, and then the folder that
+holds the name is synced too: a rename replaces in one step, and only an fsync makes data or a name survive a
+power loss. A failed fsync is never retried, because the kernel may already have dropped the data and would
+report success: the attempt is discarded and the caller hears of it.
+
+Temporary names start with `.tmp-`. What a killed process leaves behind is removed by `clean_leftovers`.
+"""
+
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from gptmini.errors import InUseError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_PREFIX = ".tmp-"
+_BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
+
+_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # a link that a stranger left leads elsewhere
+
+Bytes = bytes | bytearray | memoryview
+
+
+def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
+    """Put `data` (or its pieces, one after the other) at `path`, replacing what is there in one step.
+
+    Raises OSError naming `path` and the cause; what was at `path` before is then still there. (Only when the
+    sync of the folder itself fails, the new content may stand there already.)
+    """
+    temporary = _temporary_name(path)
+    try:
+        _create(temporary, data, named=path)
+        with errors_name_path(path):
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def create_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
+    """Put `data` into a new file at `path` and sync it.
+
+    A crash can leave half of it: this is for the files in a `new_folder`, which becomes visible as a whole.
+    Raises OSError naming `path` and the cause; FileExistsError if `path` exists.
+    """
+    _create(path, data, named=path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path` whole or not at all.
+
+    Yields a temporary folder beside `path`, to be filled with `create_file`. When the block ends well, it is
+    synced, renamed to `path`, and the parent synced; on any failure it is removed. Raises FileExistsError if
+    `path` exists, OSError naming path and cause if the disk fails.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+    temporary = _temporary_name(path)
+    try:
+        with errors_name_path(path):
+            os.mkdir(temporary)
+        yield temporary
+        with errors_name_path(path):
+            for folder, _, _ in os.walk(temporary, topdown=False):
+                _sync_folder(folder)
+            os.rename(temporary, path)
+    except BaseException:
+        _discard(temporary)
+        raise
+    try:
+        with errors_name_path(path):
+            _sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            remove_folder(path)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and the missing ones above it, each name synced; one that exists is left as it is."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]
+    for folder in reversed(missing):
+        with errors_name_path(folder):
+            try:
+                os.mkdir(folder)
+            except FileExistsError:
+                if not os.path.isdir(folder):  # otherwise another process was faster
+                    raise
+            _sync_folder(folder.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder in a way that no crash leaves half of it under its name.
+
+    The rename is synced before the first file goes: otherwise a power loss could undo the one and keep the
+    other.
+    """
+    temporary = _temporary_name(path)
+    with errors_name_path(path):
+        os.rename(path, temporary)
+        _sync_folder(path.parent)
+        _delete(temporary)
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Delete what killed processes left in `folder` under temporary names.
+
+    Only for a folder in which no other process can be writing: hold its lock.
+    """
+    if not os.path.isdir(folder):
+        return
+    for name in os.listdir(folder):
+        if name.startswith(_PREFIX):
+            with errors_name_path(folder / name):
+                _delete(folder / name)
+
+
+class LineFile:
+    """A file that only grows, by whole lines; for metrics.jsonl.
+
+    A line is in the kernel's hands when `append` returns, so it outlives this process; after `sync` it
+    outlives a power loss. A crash can leave a torn last line: `keep_lines` drops it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with errors_name_path(path):
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
+            _sync_folder(path.parent)
+
+    def append(self, line: str) -> None:
+        """Write one line; the line end is added."""
+        with errors_name_path(self._path):
+            _write_all(self._file, line.encode() + b"\n")
+
+    def sync(self) -> None:
+        """Make every line so far survive a power loss; call it before the checkpoint that relies on them."""
+        with errors_name_path(self._path):
+            _sync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        with errors_name_path(self._path):
+            os.close(self._file)
+
+    def __enter__(self) -> "LineFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def keep_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
+    """Rewrite a file with the lines that `keep` (given the line with its line end) wants.
+
+    A last line without a line end was torn by a crash and is dropped unasked. A missing file stays missing.
+    """
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as lines:
+        write_file(path, (line for line in lines if line.endswith(b"\n") and keep(line)))
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
+    """Hold the lock file at `path` for the length of the block.
+
+    Raises InUseError, naming `what`, if another process holds it. The operating system frees the lock when
+    its process ends, however it ends, so the file itself stays and means nothing.
+
+    Yields a function that raises OSError where the file is no longer at `path`: somebody removed or moved it,
+    or the folder around it, and another process may now hold a lock of the same name.
+    """
+
+    def check() -> None:
+        if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
+            raise OSError(errno.ESTALE, f"{what} was removed or moved while in use", str(path))
+
+    with errors_name_path(path):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o666)
+    try:
+        try:
+            with errors_name_path(path):
+                if sys.platform == "win32":
+                    msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+                else:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
+        yield check
+    finally:
+        with errors_name_path(path):
+            os.close(file)
+
+
+def _create(path: Path, data: Bytes | Iterable[Bytes], named: Path) -> None:
+    pieces = [data] if isinstance(data, Bytes) else data
+    with errors_name_path(named):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    try:
+        for piece in pieces:  # an error in making the pieces is not an error of this file
+            with errors_name_path(named):
+                _write_all(file, piece)
+        with errors_name_path(named):
+            _sync(file)
+    finally:
+        with errors_name_path(named):
+            os.close(file)
+
+
+def _write_all(file: int, data: Bytes) -> None:
+    """One write may take only part of the data: near a full disk, at a signal, or above 2 GiB."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        written = os.write(file, rest)
+        if written == 0:
+            raise OSError(errno.EIO, "the disk takes no more bytes")
+        rest = rest[written:]
+
+
+def _sync(file: int) -> None:
+    if sys.platform == "darwin":  # there, fsync leaves the data in the drive's cache
+        try:
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:  # a network drive has only fsync
+                raise
+    os.fsync(file)
+
+
+def _sync_folder(path: str | Path) -> None:
+    """Make the names in a folder survive a power loss."""
+    if sys.platform == "win32":  # folders cannot be opened there; NTFS journals names itself
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        _sync(folder)
+    finally:
+        os.close(folder)
+
+
+def _delete(path: Path) -> None:
+    """Remove a file, a link (not what it points to) or a folder with all that is in it."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        for name in os.listdir(path):
+            _delete(path / name)
+        os.rmdir(path)
+    else:
+        os.unlink(path)
+
+
+def _discard(temporary: Path) -> None:
+    """Clean up after a failure, whose own error is the one to report."""
+    with suppress(OSError):
+        _delete(temporary)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.parent / f"{_PREFIX}{path.name[:40]}-{secrets.token_hex(4)}"
+
+
+@contextmanager
+def errors_name_path(path: Path) -> Iterator[None]:
+    """Give an OSError of the block the path that the user knows, in place of a temporary one or none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,241 @@
+"""GPT's parameters <-> the tensors and the config.json of a Hugging Face GPT-2 directory.
+
+Four things differ on the two sides: the names; the four projections of a block, which GPT-2 stores transposed
+(its Conv1D is a Linear with (in, out) weights); the tied output weights, which no file holds; and missing
+biases, which GPT-2 does not know, so they are stored as zeros. All of it happens here and nowhere else.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from gptmini.config import GPTConfig
+from gptmini.errors import UserError
+from gptmini.schema import Section, explain
+
+FORMAT_VERSION = 1
+
+_GPT2_NAMES = {"token_embedding": "wte", "position_embedding": "wpe", "blocks": "h", "ln_f": "ln_f"}
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_OLD_BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks in files of older versions
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of GPT, biases included, tied output weights not.
+
+    >>> shapes = parameter_shapes(GPTConfig(n_layer=1, n_head=2, n_embd=8, context_length=4, vocab_size=10))
+    >>> shapes["token_embedding.weight"], shapes["blocks.0.mlp.c_fc.weight"]
+    ((10, 8), (32, 8))
+    """
+    C = config.n_embd
+    block: dict[str, tuple[int, ...]] = {
+        "ln_1.weight": (C,),
+        "ln_1.bias": (C,),
+        "attn.c_attn.weight": (3 * C, C),
+        "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C),
+        "attn.c_proj.bias": (C,),
+        "ln_2.weight": (C,),
+        "ln_2.bias": (C,),
+        "mlp.c_fc.weight": (4 * C, C),
+        "mlp.c_fc.bias": (4 * C,),
+        "mlp.c_proj.weight": (C, 4 * C),
+        "mlp.c_proj.bias": (C,),
+    }
+    return {
+        "token_embedding.weight": (config.vocab_size, C),
+        "position_embedding.weight": (config.context_length, C),
+        **{f"blocks.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()},
+        "ln_f.weight": (C,),
+        "ln_f.bias": (C,),
+    }
+
+
+def to_gpt2(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """GPT's parameters under the names and in the shapes that GPT2LMHeadModel saves.
+
+    Nothing is copied: transposed weights are views, made contiguous one at a time when they are written.
+
+    >>> config = GPTConfig(n_layer=1, n_head=2, n_embd=8, context_length=4, vocab_size=10)
+    >>> state = {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}
+    >>> to_gpt2(state, config)["transformer.h.0.mlp.c_fc.weight"].shape
+    torch.Size([8, 32])
+    """
+    tensors = {}
+    for name, shape in parameter_shapes(config).items():
+        tensor = torch.zeros(shape) if _left_out(name, config) else state[name]
+        tensors[f"transformer.{_gpt2_name(name)}"] = tensor.T if name.endswith(_TRANSPOSED) else tensor
+    return tensors
+
+
+def from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """GPT's state dict from the tensors of a GPT-2 directory; see `parameters_from_gpt2`."""
+    state = dict(parameters_from_gpt2(tensors, config))
+    state["lm_head.weight"] = state["token_embedding.weight"]
+    return state
+
+
+def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """GPT's parameters, in float32 and in memory of their own, one by one.
+
+    So a mapping that reads from disk is never in memory as a whole. Raises UserError naming the tensor that
+    is missing, left over, of another shape or dtype than `config` needs, or not zero where `config` has no
+    bias.
+    """
+    stored = {name.removeprefix("transformer."): name for name in tensors}
+    shapes = parameter_shapes(config)
+    expected = {_gpt2_name(name) for name in shapes}
+    if missing := sorted(expected - stored.keys()):
+        raise UserError(f"tensor {missing[0]} is missing{_and_more(missing)}: config.json needs it")
+    extra = sorted(name for name in stored.keys() - expected if not _OLD_BUFFERS.fullmatch(name))
+    if extra and extra != ["lm_head.weight"]:
+        raise UserError(f"tensor {extra[0]} has no place in this GPT-2{_and_more(extra)}")
+    if len(stored) != len(tensors):
+        raise UserError("a tensor is there twice, with and without the prefix transformer.")
+
+    for name, shape in shapes.items():
+        tensor = tensors[stored[_gpt2_name(name)]]
+        if name.endswith(_TRANSPOSED):
+            shape = shape[::-1]
+        if tuple(tensor.shape) != shape:
+            raise UserError(
+                f"tensor {_gpt2_name(name)} has shape {tuple(tensor.shape)}, but config.json needs {shape}"
+            )
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise UserError(
+                f"tensor {_gpt2_name(name)} is {tensor.dtype}: float32, float16 or bfloat16 needed"
+            )
+        if _left_out(name, config):
+            if tensor.any():
+                raise UserError(f"tensor {_gpt2_name(name)} must be zero: config.json says bias = false")
+            continue
+        if name.endswith(_TRANSPOSED):
+            tensor = tensor.T
+        value = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        if (
+            extra
+            and name == "token_embedding.weight"
+            and not torch.equal(tensors["lm_head.weight"].float(), value)
+        ):
+            raise UserError(
+                "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
+            )
+        yield name, value
+
+
+def gpt2_config(config: GPTConfig, end_of_text: int | None) -> dict[str, Any]:
+    """The config.json that transformers and `config_from_gpt2` read; `end_of_text` is that token's id."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": None,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,
+        "vocab_size": config.vocab_size,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": "float32",
+        "gptmini": {"format_version": FORMAT_VERSION, "bias": config.bias, "attention": config.attention},
+    }
+
+
+def generation_config(end_of_text: int | None) -> dict[str, Any]:
+    """The generation_config.json for transformers' `generate`."""
+    return {"_from_model_config": True, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
+
+
+def config_from_gpt2(values: Mapping[str, Any]) -> GPTConfig:
+    """The GPTConfig of a GPT-2 directory's config.json, ours or anyone's.
+
+    Raises UserError naming the key for what is not GPT-2 as GPT computes it, for sizes that no real model
+    has, and for a format version that this version of gptmini does not know.
+    """
+    ours = values.get("gptmini")
+    version = ours.get("format_version", FORMAT_VERSION) if isinstance(ours, dict) else FORMAT_VERSION
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"config.json: format version {version!r:.20} is not known to this gptmini, which reads version "
+            f"{FORMAT_VERSION}: use the gptmini that wrote it"
+        )
+    try:
+        found = _GPT2Config.model_validate(values)
+        config = GPTConfig(
+            n_layer=found.n_layer,
+            n_head=found.n_head,
+            n_embd=found.n_embd,
+            context_length=found.n_positions,
+            vocab_size=found.vocab_size,
+            dropout=found.resid_pdrop,
+            bias=found.gptmini.bias,
+            attention=found.gptmini.attention,
+        )
+    except ValidationError as error:
+        raise UserError(explain(error, _GPT2Config, "config.json")) from None
+    if found.n_inner not in (None, 4 * config.n_embd):
+        raise UserError(f"config.json: n_inner = {found.n_inner}: must be 4 n_embd = {4 * config.n_embd}")
+    return config
+
+
+class _Ours(Section):
+    """What GPTConfig knows and GPT-2 does not."""
+
+    format_version: int = FORMAT_VERSION
+    bias: bool = True
+    attention: Literal["masked", "sdpa"] = "masked"
+
+
+class _GPT2Config(Section):
+    """The keys of config.json that say what is computed, with transformers' defaults.
+
+    The sizes are bounded so that a hostile file of a few bytes cannot ask for a causal mask of terabytes;
+    the weights themselves must be in the files before memory is taken for them.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    model_type: Literal["gpt2"]
+    n_layer: Annotated[int, Field(ge=1, le=1024)]
+    n_head: Annotated[int, Field(ge=1, le=1024)]
+    n_embd: Annotated[int, Field(ge=1, le=2**17)]
+    n_positions: Annotated[int, Field(ge=1, le=2**14)]
+    vocab_size: Annotated[int, Field(ge=1, le=2**24)]
+    n_inner: int | None = None
+    activation_function: Literal["gelu_new", "gelu_pytorch_tanh"] = "gelu_new"
+    layer_norm_epsilon: Annotated[float, Field(ge=1e-5, le=1e-5)] = 1e-5
+    resid_pdrop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+    add_cross_attention: Literal[False] = False
+    tie_word_embeddings: Literal[True] = True
+    gptmini: _Ours = _Ours()
+
+
+def _gpt2_name(name: str) -> str:
+    """GPT-2's name of a parameter, less the `transformer.`: `blocks.0.ln_1.bias` is `h.0.ln_1.bias`."""
+    first, _, rest = name.partition(".")
+    return f"{_GPT2_NAMES[first]}.{rest}"
+
+
+def _left_out(name: str, config: GPTConfig) -> bool:
+    return name.endswith(".bias") and not config.bias
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

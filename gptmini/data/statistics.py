@@ -1,0 +1,65 @@
+"""What is worth knowing of a corpus before training on it."""
+
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from gptmini.config import TokenizerConfig
+from gptmini.data.corpus import Chunk, Corpus
+from gptmini.data.dedup import split_paragraphs
+from gptmini.data.prepare import TokenData
+from gptmini.data.tokenizers import Tokenizer, build_tokenizer, sample
+from gptmini.errors import UserError
+
+SAMPLE_BYTES = 4 << 20
+
+
+class TextStatistics(NamedTuple):
+    """Figures of a corpus and its tokens."""
+
+    documents: int
+    text_bytes: int
+    longest_document_bytes: int
+    repeated_share: float  # of the bytes: paragraphs that stand earlier in the corpus already
+    tokens: int  # in both splits
+    bytes_per_token: float
+    gpt2_bytes_per_token: float | None  # of a sample; None where GPT-2's files cannot be had
+
+
+def describe(corpus: Corpus, data: TokenData) -> TextStatistics:
+    """The figures of a corpus and the tokens that `prepare` made of it, from one more pass over the text."""
+    contents = corpus.contents
+    tokens = len(data.train) + len(data.val)
+    return TextStatistics(
+        documents=len(contents.document_bytes),
+        text_bytes=contents.total_bytes,
+        longest_document_bytes=int(contents.document_bytes.max()),
+        repeated_share=_repeated_bytes(corpus.chunks()) / contents.total_bytes,
+        tokens=tokens,
+        bytes_per_token=(data.meta.train_bytes + data.meta.val_bytes) / tokens,
+        gpt2_bytes_per_token=_gpt2_bytes_per_token(corpus),
+    )
+
+
+def _repeated_bytes(chunks: Iterable[Chunk]) -> int:
+    """Bytes of paragraphs that stand further ahead already; needs 16 bytes of memory for each paragraph."""
+    hashes, lengths = array("q"), array("q")
+    waiting = b""
+    for chunk in chunks:
+        *pieces, waiting = split_paragraphs(waiting, chunk)
+        texts = [text for text in map(bytes.strip, pieces) if text]
+        hashes.extend(map(hash, texts))
+        lengths.extend(map(len, texts))
+    _, first = np.unique(np.frombuffer(hashes, dtype=np.int64), return_index=True)
+    return sum(lengths) - int(np.frombuffer(lengths, dtype=np.int64)[first].sum())
+
+
+def _gpt2_bytes_per_token(corpus: Corpus) -> float | None:
+    try:
+        gpt2: Tokenizer = build_tokenizer(TokenizerConfig(kind="gpt2"), corpus)
+        texts = list(sample(corpus, SAMPLE_BYTES))
+    except UserError:
+        return None
+    return sum(len(text.encode()) for text in texts) / sum(len(gpt2.encode(text)) for text in texts)

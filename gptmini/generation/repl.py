@@ -1,0 +1,151 @@
+"""A terminal session with a model: type text, watch it go on.
+
+The session is one growing text. A typed line is put on a new line below it, the model goes on from its end,
+and so forth: what stands on the screen is what the model reads. Lines that begin with a slash are commands.
+"""
+
+import contextlib
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from gptmini.data.tokenizers import Tokenizer
+from gptmini.errors import UserError
+from gptmini.generation.generate import encode_prompt, generate_tokens
+from gptmini.generation.sampling import SamplingOptions, build_sampling
+from gptmini.generation.streaming import StreamDecoder
+from gptmini.model import GPT
+from gptmini.schema import format_value, validate
+from gptmini.yaml_io import parse_yaml
+
+HELP = """\
+Type the beginning of a text; the model goes on. Enter alone lets it write more.
+Ctrl-C stops the text, Ctrl-D ends the session.
+
+/clear              forget the text so far
+/keep on|off        whether the next line joins the text so far (on) or begins a new one
+/speed on|off       whether to show tokens per second after each text
+/set OPTION VALUE   change temperature, top_k, top_p, min_p or repetition_penalty
+/options            show how the next token is chosen
+/quit               end the session
+//...               a line that begins with one slash"""
+
+
+class Session:
+    """The text so far, and how to go on from it."""
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        text: str = "",
+        *,
+        max_new_tokens: int,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        write: Callable[[str], object] = lambda text: print(text, end="", flush=True),
+        **sampling: float | None,
+    ) -> None:
+        """`text` is what to begin with. When the model goes on for the n-th time it draws with seed + n."""
+        self.model, self.tokenizer, self.text = model, tokenizer, text
+        self.max_new_tokens, self.seed, self.stop = max_new_tokens, seed, stop
+        self.options = validate(SamplingOptions, sampling, "sampling")
+        self.write = write
+        self.keep = True
+        self.show_speed = False
+        self.turns = 0
+
+    def run(self, read: Callable[[str], str] = input) -> None:
+        """Answer lines until there are no more: Ctrl-D, /quit or the end of standard input."""
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  # gives `input` line editing and a history
+        self.write(f"/help lists the commands.\n{visible(self.text)}")
+        while True:
+            try:
+                line = read("> ")
+                if line.strip() == "/quit":
+                    return
+                self.answer(line)
+            except UserError as error:
+                self.write(f"{visible(str(error))}\n")
+            except KeyboardInterrupt:
+                self.write("\n")
+            except EOFError:
+                self.write("\n")
+                return
+
+    def answer(self, line: str) -> None:
+        """Do what a line says: a command, or text to go on from."""
+        if line.startswith("/") and not line.startswith("//"):
+            self.command(*line[1:].split())
+            return
+        line = line[1:] if line.startswith("//") else line
+        if line:
+            self.text = f"{self.text}\n{line}" if self.keep and self.text else line
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Write the text that follows, until it ends by itself or by Ctrl-C."""
+        ids = encode_prompt(self.model, self.tokenizer, self.text, truncate=True)
+        text = StreamDecoder(self.tokenizer, self.stop)
+        seed = None if self.seed is None else self.seed + self.turns
+        self.turns += 1
+        count, started = 0, time.perf_counter()
+        try:
+            for _ in generate_tokens(
+                self.model,
+                [ids],
+                build_sampling(no_repeat_token=self.tokenizer.end_of_text, **self.options.model_dump()),
+                max_new_tokens=self.max_new_tokens,
+                seed=seed,
+                is_end=lambda row, token: text.add(token),
+            ):
+                count += 1
+                self.show(text.pop())
+        finally:  # Ctrl-C too: what was shown is part of the text
+            self.show(text.flush())
+            self.write("\n")
+            if self.show_speed:
+                seconds = time.perf_counter() - started
+                self.write(f"[{count} tokens after {len(ids)}, {count / seconds:.1f} tokens/s]\n")
+
+    def show(self, piece: str) -> None:
+        """Join a piece to the text and to the screen."""
+        self.text += piece
+        self.write(visible(piece))
+
+    def command(self, name: str = "", *words: str) -> None:
+        """Do a slash command."""
+        match name, words:
+            case "help", ():
+                self.write(f"{HELP}\n")
+            case "clear", ():
+                self.text = ""
+            case "keep", ("on" | "off",):
+                self.keep = words[0] == "on"
+            case "speed", ("on" | "off",):
+                self.show_speed = words[0] == "on"
+            case "options", ():
+                for key, value in self.options.model_dump().items():
+                    self.write(f"{key} = {format_value(value)}\n")
+            case "set", (key, value):
+                changed = {**self.options.model_dump(), key.replace("-", "_"): parse_yaml(value)}
+                self.options = validate(SamplingOptions, changed, "/set")
+            case _:
+                raise UserError(f"no such command: /{' '.join((name, *words))}; /help lists them")
+
+
+def visible(text: str) -> str:
+    """The text with its control characters escaped, so that it cannot move the cursor or rename the window.
+
+    >>> print(visible("a bell \\x07, red \\x1b[31m, a line\\nand é"))
+    a bell \\x07, red \\x1b[31m, a line
+    and é
+    """
+    return "".join(c if c in "\n\t" or not _is_control(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_control(character: str) -> bool:
+    """Controls, invisible formatting such as a change of writing direction, and line separators."""
+    category = unicodedata.category(character)
+    return category.startswith("C") or category in ("Zl", "Zp")

@@ -1,0 +1,161 @@
+"""From logits to the next token: small functions of the logits, in a fixed order.
+
+Each function takes logits (B, V) and returns logits (B, V) in which some are changed or closed with -inf.
+They are defined as transformers defines its logits processors, and applied in the same order.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from gptmini.schema import Section, validate
+
+if TYPE_CHECKING:  # the command line reads the options below before torch is loaded
+    from torch import Tensor
+
+
+class SamplingOptions(Section):
+    """What a user can say about how the next token is chosen."""
+
+    temperature: float = Field(
+        1.0, ge=0.0, le=100.0, description="Divides the logits: lower is safer, 0 takes the likeliest token."
+    )
+    top_k: int | None = Field(None, ge=1, description="Choose among the k likeliest tokens.")
+    top_p: float | None = Field(
+        None, gt=0.0, le=1.0, description="Choose among the likeliest tokens that reach this probability."
+    )
+    min_p: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Choose among tokens at least this share as likely as the likeliest.",
+    )
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=100.0, description="Above 1, makes tokens that the text already holds less likely."
+    )
+
+
+class Sampling(SamplingOptions):
+    """How the next token is chosen."""
+
+    no_repeat_token: int | None = Field(
+        None, ge=0, description="A token never chosen twice in a row, such as end of text."
+    )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: at 0, and where dividing by it would overflow."""
+        return self.temperature < 1e-5
+
+    def filter(self, logits: "Tensor", rows: Sequence[Sequence[int]]) -> "Tensor":
+        """The logits (B, V) that are left to choose from; `rows` are the B texts so far, in tokens."""
+        if self.no_repeat_token is not None:
+            logits = forbid_repeat(logits, rows, self.no_repeat_token)
+        if self.repetition_penalty != 1.0:
+            logits = penalize_repetition(logits, rows, self.repetition_penalty)
+        if self.greedy:
+            return logits  # the options below never close the likeliest token
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None and self.top_p < 1.0:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        return logits
+
+    def choose(self, logits: "Tensor", rows: Sequence[Sequence[int]], uniforms: Sequence[float]) -> "Tensor":
+        """Token ids (B,) for logits (B, V); row b is decided by draws[b], uniform in [0, 1)."""
+        logits = self.filter(logits, rows)
+        return logits.argmax(dim=-1) if self.greedy else sample(logits, uniforms)
+
+
+def build_sampling(**options: float | None) -> Sampling:
+    """`Sampling(**options)`; raises UserError, one line, where an option is unknown or out of range."""
+    return validate(Sampling, options, "sampling")
+
+
+def forbid_repeat(logits: "Tensor", rows: Sequence[Sequence[int]], token: int) -> "Tensor":
+    """Close `token` in the rows that end with it.
+
+    >>> import torch
+    >>> forbid_repeat(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), [[0, 1], [1, 0]], 0)
+    tensor([[1., 2.],
+            [-inf, 2.]])
+    """
+    ending = [i for i, row in enumerate(rows) if row[-1] == token]
+    if ending:
+        logits = logits.clone()
+        logits[ending, token] = -math.inf
+    return logits
+
+
+def penalize_repetition(logits: "Tensor", rows: Sequence[Sequence[int]], penalty: float) -> "Tensor":
+    """Divide the positive and multiply the negative logits of every token already in a row (CTRL, 4.1).
+
+    >>> import torch
+    >>> penalize_repetition(torch.tensor([[2.0, 2.0, -2.0]]), [[0, 2]], 2.0)
+    tensor([[ 1.,  2., -4.]])
+    """
+    logits = logits.clone()
+    for scores, row in zip(logits, rows, strict=True):
+        seen = sorted(set(row))
+        old = scores[seen]
+        scores[seen] = (old / penalty).where(old > 0, old * penalty)
+    return logits
+
+
+def keep_top_k(logits: "Tensor", k: int) -> "Tensor":
+    """Close all but the k largest logits (and any that equal the smallest of them).
+
+    >>> import torch
+    >>> keep_top_k(torch.tensor([[1.0, 3.0, 2.0]]), 2)
+    tensor([[-inf, 3., 2.]])
+    """
+    kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits: "Tensor", p: float) -> "Tensor":
+    """Close the tail: keep the likeliest tokens, as few as have probability p together.
+
+    >>> import torch
+    >>> keep_top_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.7).exp()
+    tensor([[0.0000, 0.6000, 0.3000]])
+    """
+    probabilities = logits.softmax(dim=-1)  # (B, V)
+    for k in (1024, logits.shape[-1]):  # sorting the whole vocabulary takes ten times as long
+        likeliest = probabilities.topk(min(k, logits.shape[-1])).values  # (B, k), falling
+        cumulative = likeliest.cumsum(dim=-1)
+        if (cumulative[:, -1] >= p).all():
+            break
+    before = cumulative - likeliest  # what the likelier tokens have together
+    last = (before < p).sum(dim=-1, keepdim=True) - 1  # (B, 1), the last one needed
+    return logits.masked_fill(probabilities < likeliest.gather(-1, last), -math.inf)
+
+
+def keep_min_p(logits: "Tensor", p: float) -> "Tensor":
+    """Close every token less than p times as likely as the likeliest one.
+
+    >>> import torch
+    >>> keep_min_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.4).exp()
+    tensor([[0.0000, 0.6000, 0.3000]])
+    """
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -math.inf)
+
+
+def sample(logits: "Tensor", uniforms: Sequence[float]) -> "Tensor":
+    """Sample softmax(logits) by inverting its cumulative sum at `draws`, B numbers, uniform in [0, 1).
+
+    One number decides one row, so a row's token does not depend on what else is in the batch.
+
+    >>> import torch
+    >>> sample(torch.tensor([[0.2, 0.5, 0.3]] * 3).log(), [0.1, 0.6, 0.9])
+    tensor([0, 1, 2])
+    """
+    cumulative = logits.softmax(dim=-1).cpu().double().cumsum(dim=-1)  # (B, V); not every device has double
+    threshold = cumulative.new_tensor(uniforms)[:, None] * cumulative[:, -1:]  # (B, 1)
+    return (cumulative <= threshold).sum(dim=-1).clamp(max=logits.shape[-1] - 1)

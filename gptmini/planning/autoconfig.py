@@ -1,0 +1,276 @@
+"""A config for a text, a machine and a time, where the user gives none.
+
+The size of the model follows from the speed of this machine, which is tried, and from the size of the text.
+Then some real training steps are timed, and `train.max_steps` becomes what fits into the time. That is
+decided before step 1 and stands in the config, so the run is like any other: its YAML repeats it, and a
+resume goes on with the same learning rates, however long it was interrupted.
+"""
+
+import glob
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gptmini.checkpoint.store import CheckpointStore
+from gptmini.config import Config, GPTConfig, dump_config, load_config
+from gptmini.data.corpus import open_corpus
+from gptmini.data.prepare import Meta, TokenData
+from gptmini.data.tokenizers import CharTokenizer
+from gptmini.errors import UserError
+from gptmini.model import GPT
+from gptmini.training.estimate import plan
+from gptmini.training.metrics import Metrics
+from gptmini.training.optim import learning_rate_factor, set_learning_rate
+from gptmini.training.resume import build_model_and_data, refuse_used_folder
+from gptmini.training.runtime import Runtime, start_runtime, temporary_folder
+from gptmini.training.trainer import Trainer
+
+MINUTES = 5.0
+EVALUATIONS, SAMPLES = 10, 5  # in a run
+MEMORY_SHARE = 0.4  # of the memory, for what the forward pass keeps
+BYTES_PER_TOKEN = 3  # of BPE at these vocabulary sizes, roughly
+
+
+class Size(NamedTuple):
+    """A shape of model that is worth choosing."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    context_length: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the blocks' matrices: all but the embeddings."""
+        return 12 * self.n_layer * self.n_embd**2
+
+
+SIZES = (
+    Size(2, 4, 128, 128),
+    Size(4, 4, 128, 128),
+    Size(4, 6, 192, 128),
+    Size(6, 8, 256, 256),
+    Size(6, 6, 384, 256),
+    Size(8, 8, 512, 512),
+    Size(12, 12, 768, 1024),
+)
+TOKENS_PER_PARAMETER = 2  # fewer train a large model too briefly, more could have trained a larger one
+PARAMETERS_PER_TEXT_TOKEN = 32  # beyond that, even dropout does not keep a model from learning by heart
+
+
+def choose_config(
+    overrides: Mapping[str, Any], minutes: float | None, *, resume: bool, quiet: bool, started: float
+) -> Config:
+    """The config of `gptmini train` without a CONFIG.yaml: what `overrides` leave open is chosen here.
+
+    The run is to end `minutes` (None: MINUTES) after `started`, a reading of time.monotonic. With `resume`,
+    what was chosen when the run began stays. Raises UserError where the corpus or an override is no good.
+    """
+    given = load_config(None, overrides)
+    values: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus), **overrides}
+    saved = Path(values["train.out_dir"]) / "config.yaml"
+    if resume and saved.is_file():
+        return load_config(saved, overrides)
+    if minutes is not None and "train.max_steps" in overrides:
+        raise UserError("--minutes and --train.max-steps were both given: leave one out")
+    refuse_used_folder(CheckpointStore(Path(values["train.out_dir"]), keep=1), resume)
+    runtime = start_runtime(given.runtime)
+    seconds = 60 * (minutes or MINUTES)
+
+    reading = time.monotonic()
+    corpus = open_corpus(given.data.corpus, given.data.text_field, given.data.errors)
+    text_bytes = corpus.contents.total_bytes
+    reading_seconds = time.monotonic() - reading
+    if not quiet:
+        print(f"{corpus.name}: {text_bytes:,} bytes of text; trying how fast this machine trains", flush=True)
+    size, tokens = choose_size(text_bytes, seconds, lambda size: _tokens_per_second(size, runtime))
+    chosen = choose_values(size, tokens, text_bytes) | {"model.attention": _attention(size, runtime)}
+    if given.tokenizer.kind != "bpe" or given.tokenizer.folder is not None:
+        del chosen["tokenizer.vocab_size"]  # it has a size of its own
+    values = {**chosen, **values}
+    config = load_config(None, values)
+    values["train.micro_batch_size"] = _micro_batch_size(config, runtime)
+    values |= overrides
+    config = load_config(None, values)
+
+    warning = ""
+    if "train.max_steps" not in overrides:
+        model, data = build_model_and_data(config, runtime, quiet)
+        step_seconds, pause_seconds = dry_run(config, runtime, model, data, seconds)
+        left = seconds - (time.monotonic() - started) - reading_seconds - pause_seconds
+        values |= {**choose_steps(int(left / step_seconds)), **overrides}
+        if left < step_seconds:
+            warning = (
+                "\nwarning: preparing the text and trying this machine took all of the time, so this is one "
+                "step only; the prepared text is kept, so try again, or with more --minutes\n"
+            )
+        config = load_config(None, values)
+    if not quiet:
+        chosen_yaml = dump_config(config, complete=False)
+        print(f"chosen for {seconds / 60:g} minutes on {runtime}:\n\n{chosen_yaml}{warning}")
+    return config
+
+
+def choose_size(
+    text_bytes: int, seconds: float, tokens_per_second: Callable[[Size], float]
+) -> tuple[Size, int]:
+    """The largest size that sees enough tokens in `seconds`, and how many it sees.
+
+    `tokens_per_second` is asked for one size after another, from the smallest on, until one is too slow.
+    """
+    chosen, tokens = SIZES[0], 0
+    for size in SIZES:
+        if size != SIZES[0] and size.parameters * BYTES_PER_TOKEN > PARAMETERS_PER_TEXT_TOKEN * text_bytes:
+            break
+        seen = int(seconds * tokens_per_second(size))
+        if size != SIZES[0] and seen < TOKENS_PER_PARAMETER * size.parameters:
+            break
+        chosen, tokens = size, seen
+    return chosen, tokens
+
+
+def choose_values(size: Size, tokens: int, text_bytes: int) -> dict[str, Any]:
+    """Dotted config keys for a model of `size` that sees `tokens` tokens of a text of `text_bytes` bytes.
+
+    >>> values = choose_values(Size(4, 4, 128, 128), tokens=10_000_000, text_bytes=1_115_394)
+    >>> values["tokenizer.vocab_size"], values["train.batch_size"], values["model.dropout"]
+    (1024, 32, 0.2)
+    """
+    val_fraction = 0.1 if text_bytes <= 10_000_000 else float(f"{1_000_000 / text_bytes:.2g}")
+    val_tokens = max(1, int(val_fraction * text_bytes / BYTES_PER_TOKEN))
+    context_length = min(size.context_length, _power_of_two(val_tokens / 2, 8, 1024))
+    vocab_size = min(text_bytes / 1000, size.parameters / size.n_embd)
+    epochs = tokens * BYTES_PER_TOKEN / text_bytes
+    eval_tokens = max(4096, tokens // 100)  # ten of them take three hundredths of the time
+    return {
+        "model.n_layer": size.n_layer,
+        "model.n_head": size.n_head,
+        "model.n_embd": size.n_embd,
+        "model.context_length": context_length,
+        "model.dropout": 0.2 if epochs > 20 else 0.1 if epochs > 5 else 0.0,
+        "data.val_fraction": val_fraction,
+        "tokenizer.vocab_size": _power_of_two(vocab_size, 512, 32768),
+        "optim.optimizer": "muon",
+        "optim.lr": round(0.01 * 128 / size.n_embd, 4),
+        "optim.weight_decay": 0.0,
+        "optim.schedule": "linear",
+        "optim.min_lr_ratio": 0.0,
+        "train.batch_size": max(4, _power_of_two(tokens / 2000, 1024, 1 << 19) // context_length),
+        "train.eval_tokens": eval_tokens if eval_tokens < val_tokens else None,
+    }
+
+
+def choose_steps(max_steps: int) -> dict[str, Any]:
+    """The keys that follow from the number of steps, which is 1 at least."""
+    max_steps = max(1, max_steps)
+    eval_interval = math.ceil(max_steps / EVALUATIONS)
+    return {
+        "optim.warmup_steps": min(100, max_steps // 20),
+        "train.max_steps": max_steps,
+        "train.eval_interval": eval_interval,
+        "train.sample_interval": eval_interval * EVALUATIONS // SAMPLES,
+        "train.log_interval": max(10, eval_interval // 5),
+    }
+
+
+def dry_run(
+    config: Config, runtime: Runtime, model: GPT, data: TokenData, seconds: float
+) -> tuple[float, float]:
+    """Seconds that a step takes, and all of a run's evaluations, samples and checkpoints together."""
+    with temporary_folder() as folder:
+        store = CheckpointStore(folder, keep=1)
+        trainer = Trainer(config, runtime, model, data, store)
+        step_seconds = _time_steps(trainer, min(20.0, max(1.0, 0.03 * seconds)))
+        with Metrics(folder / "metrics.jsonl", 0, 1, trainer.tokens_per_step, quiet=True) as metrics:
+            begun = time.monotonic()
+            trainer.evaluate(metrics)
+            trainer.save(metrics)
+            evaluated = time.monotonic()
+            trainer.sample(metrics)
+            sampled = time.monotonic()
+    return step_seconds, EVALUATIONS * (evaluated - begun) + SAMPLES * (sampled - evaluated)
+
+
+def _tokens_per_second(size: Size, runtime: Runtime) -> float:
+    """How fast a model of this size trains on random bytes, some thousand a step."""
+    config = load_config(
+        None,
+        {
+            **{f"model.{key}": value for key, value in size._asdict().items()},
+            "model.attention": _attention(size, runtime),
+            "optim.optimizer": "muon",
+            "train.batch_size": max(4, 4096 // size.context_length),
+        },
+    )
+    return measure_throughput(config, 256, runtime, 0.3)
+
+
+def measure_throughput(config: Config, vocab_size: int, runtime: Runtime, seconds: float) -> float:
+    """Tokens per second of training by `config` on random tokens, over at least three steps and `seconds`."""
+    tokenizer = CharTokenizer([chr(0x10000 + i) for i in range(vocab_size)])  # above the surrogates
+    length = max(100_000, 2 * config.model.context_length)
+    noise = np.random.default_rng(0).integers(vocab_size, size=length, dtype=np.uint32)
+    nothing: dict[str, Any] = {}  # training never looks at it
+    data = TokenData(noise, noise, tokenizer, Meta.model_construct(**nothing))
+    model = GPT(GPTConfig(vocab_size=vocab_size, **config.model.model_dump()))
+    trainer = Trainer(config, runtime, model, data, CheckpointStore(Path(), keep=1))
+    return trainer.tokens_per_step / _time_steps(trainer, seconds)
+
+
+def _time_steps(trainer: Trainer, seconds: float) -> float:
+    """Seconds that a training step takes, on average over some `seconds` of them."""
+    took: list[float] = []
+    while len(took) < 5 or sum(took[2:]) < seconds:  # the first two are slower than all others
+        trainer.step += 1
+        factor = learning_rate_factor(trainer.config.optim, trainer.step, trainer.config.train.max_steps)
+        set_learning_rate(trainer.optimizers, factor)
+        began = time.perf_counter()
+        float(trainer.train_step().loss)  # a GPU is waited for
+        took.append(time.perf_counter() - began)
+    return sum(took[2:]) / len(took[2:])
+
+
+def _attention(size: Size, runtime: Runtime) -> str:
+    """The faster one: on CPUs, sdpa's backward in bfloat16 pays for long contexts only (docs/results.md)."""
+    return "masked" if runtime.device.type == "cpu" and size.context_length <= 256 else "sdpa"
+
+
+def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
+    """The largest micro batch whose forward pass keeps no more than MEMORY_SHARE of the memory."""
+    memory = 4 << 30
+    if runtime.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(runtime.device).total_memory
+    size = config.train.batch_size
+    model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 1, **config.model.model_dump())
+
+    def needs(size: int) -> int:
+        train = config.train.model_copy(update={"micro_batch_size": size})
+        memory = plan(config.model_copy(update={"train": train}), model, None, runtime.precision).memory
+        return memory.activations + memory.logits
+
+    while size % 2 == 0 and needs(size) > MEMORY_SHARE * memory:
+        size //= 2
+    return None if size == config.train.batch_size else size
+
+
+def _run_folder(corpus: str | tuple[str, ...]) -> str:
+    """runs/ and what the corpus is called.
+
+    >>> _run_folder("texts/my text.txt"), _run_folder("notes/**/*.md"), _run_folder("-")
+    ('runs/my_text', 'runs/notes', 'runs/text')
+    """
+    first = corpus if isinstance(corpus, str) else corpus[0]
+    parts = [part for part in Path(first).parts if not glob.has_magic(part)]
+    name = re.sub(r"\W+", "_", Path(*parts).name.partition(".")[0]).strip("_")
+    return f"runs/{name or 'text'}"
+
+
+def _power_of_two(number: float, lowest: int, highest: int) -> int:
+    """The largest power of two that is at most `number`, inside the limits, which are powers of two."""
+    return 2 ** int(math.log2(min(max(number, lowest), highest)))

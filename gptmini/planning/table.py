@@ -1,0 +1,114 @@
+"""What `gptmini plan` prints: a plan from a config alone, without its corpus if need be."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from gptmini.config import Config, GPTConfig
+from gptmini.data.prepare import find_prepared
+from gptmini.data.tokenizers import BPE_VOCAB_SIZE, load_tokenizer
+from gptmini.training.estimate import Memory, mebibytes, plan
+
+GPT2_VOCAB_SIZE = 50257
+UNREAD_CHARACTERS = 256  # what is reckoned with until the text has been read
+
+
+def describe(
+    config: Config, world_size: int, tokens_per_second: float | None, *, measure: bool
+) -> Iterator[str]:
+    """The lines of a plan for `world_size` ranks; with `measure`, some steps are tried on this machine.
+
+    Where `runtime.precision` is auto and nothing is measured, memory is told for both formats that it may
+    become. Raises UserError where the ranks cannot share a batch.
+    """
+    train = config.train
+    micro = train.micro_batch_size_per_rank(world_size)
+    data = find_prepared(config.data, config.tokenizer) if train.init_from is None else None
+    vocab_size = data.meta.vocab_size if data else expected_vocab_size(config)
+    model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
+    corpus_tokens = data.meta.train_tokens if data else None
+
+    formats = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
+    plans = {name: plan(config, model, corpus_tokens, name, world_size) for name in formats}
+    run = plans[formats[0]]
+    flops = run.flops_per_token * run.tokens
+    in_pieces = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"
+    unread = "" if data else " (expected: the corpus has not been prepared yet)"
+    yield f"parameters        {run.parameters:,}"
+    yield f"vocabulary        {vocab_size:,}{unread}"
+    on_ranks = "" if world_size == 1 else f" on each of {world_size} ranks"
+    yield f"tokens per step   {run.tokens_per_step:,}: {in_pieces}{on_ranks}"
+    yield f"tokens            {run.tokens:,} in {train.max_steps:,} steps"
+    if run.epochs is not None:
+        yield f"epochs            {run.epochs:.1f} of {corpus_tokens:,} training tokens"
+    yield f"FLOPs             {flops:.3g}; {run.flops_per_token:.3g} per token"
+    if tokens_per_second is not None:
+        yield _hours(run.tokens, tokens_per_second)
+    yield ""
+    yield from memory_table({name: planned.memory for name, planned in plans.items()})
+    if run.warning:
+        yield f"\nwarning: {run.warning}"
+    if measure:
+        yield "\ntrying some steps on this machine"
+        yield from _measure(config, vocab_size, micro, run.tokens)
+
+
+def _measure(config: Config, vocab_size: int, micro_batch_size: int, tokens: int) -> Iterator[str]:
+    """Speed, hours and peak memory of a few steps of two micro batches at most."""
+    from gptmini.planning.autoconfig import measure_throughput
+    from gptmini.training.runtime import peak_memory_bytes, start_runtime
+
+    runtime = start_runtime(config.runtime)
+    batch_size = min(config.train.batch_size, 2 * micro_batch_size)
+    train = config.train.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
+    speed = measure_throughput(config.model_copy(update={"train": train}), vocab_size, runtime, seconds=5.0)
+    yield str(runtime)
+    yield _hours(tokens, speed)
+    yield f"memory            {mebibytes(peak_memory_bytes(runtime.device))} at the peak, measured"
+
+
+def _hours(tokens: int, tokens_per_second: float) -> str:
+    hours = tokens / tokens_per_second / 3600
+    shown = f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.1g}"
+    return f"hours             {shown} at {tokens_per_second:,.0f} tokens/s"
+
+
+def expected_vocab_size(config: Config) -> int:
+    """The size of the vocabulary before the corpus has been read; that of chars cannot be known.
+
+    >>> expected_vocab_size(Config.model_validate({"tokenizer": {"kind": "gpt2"}}))
+    50257
+    """
+    if config.train.init_from is not None:
+        folder = Path(config.train.init_from)
+        steps = sorted(folder.glob("checkpoints/step-*"))
+        found = load_tokenizer(steps[-1] if steps else folder) if folder.is_dir() else None
+        return found.vocab_size if found else GPT2_VOCAB_SIZE
+    sizes = {
+        "gpt2": GPT2_VOCAB_SIZE,
+        "bpe": config.tokenizer.vocab_size or BPE_VOCAB_SIZE,
+        "bytes": 257,
+        "chars": UNREAD_CHARACTERS,
+    }
+    return sizes[config.tokenizer.kind]
+
+
+def memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
+    """What takes how much memory on a rank, a line each, with a column for each number format."""
+    kinds = list(memories.values())
+    rows = {
+        "weights": [memory.weights for memory in kinds],
+        "optimizer": [memory.optimizer for memory in kinds],
+        "gradients": [memory.gradients for memory in kinds],
+        "activations": [memory.activations for memory in kinds],
+        "logits": [memory.logits for memory in kinds],
+        "gathered": [memory.gathered for memory in kinds],
+        "Muon's update": [memory.update for memory in kinds],
+        "to save (rank 0)": [memory.saved for memory in kinds],
+        "PyTorch and holes": [memory.rest for memory in kinds],
+        "at the peak": [memory.peak for memory in kinds],
+    }
+    yield f"{'memory of a rank':18}" + "".join(f"{name:>14}" for name in memories)
+    for name, sizes in rows.items():
+        if any(sizes):
+            yield f"{name:18}" + "".join(f" {mebibytes(size):>13}" for size in sizes)
+    yield "(the peak is the worst moment, not the sum: gradients, say, grow as the logits go)"

@@ -1,0 +1,161 @@
+"""The file writes: what they promise while nothing fails. tests/reliability/ has the disks that do."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gptmini import atomic_io
+from gptmini.errors import InUseError
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_no_other_name(tmp_path):
+    atomic_io.write_file(tmp_path / "a", b"old")
+    atomic_io.write_file(tmp_path / "a", [b"ne", memoryview(b"w"), b""])
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_write_that_fails_in_the_middle_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
+    atomic_io.write_file(tmp_path / "a", b"old")
+
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*/a'"):
+        atomic_io.write_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_error_in_making_the_data_keeps_its_own_message(tmp_path):
+    def pieces():
+        yield b"start"
+        raise OSError(errno.EIO, "Input/output error", "the corpus")
+
+    with pytest.raises(OSError, match="the corpus"):
+        atomic_io.write_file(tmp_path / "a", pieces())
+    assert names(tmp_path) == []
+
+
+def test_a_file_is_never_created_over_another(tmp_path):
+    atomic_io.create_file(tmp_path / "a", b"first")
+    with pytest.raises(FileExistsError, match="a'"):
+        atomic_io.create_file(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+
+
+def test_a_new_folder_shows_its_name_only_when_it_is_complete(tmp_path):
+    with atomic_io.new_folder(tmp_path / "whole") as folder:
+        atomic_io.create_file(folder / "one", b"1")
+        assert not (tmp_path / "whole").exists()
+    assert names(tmp_path / "whole") == ["one"]
+    assert names(tmp_path) == ["whole"]
+
+
+def test_a_new_folder_that_fails_leaves_nothing(tmp_path):
+    def fill_and_fail():
+        with atomic_io.new_folder(tmp_path / "whole") as folder:
+            atomic_io.make_folder(folder / "deep" / "er")
+            atomic_io.create_file(folder / "deep" / "er" / "one", b"1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_fail()
+    assert names(tmp_path) == []
+
+
+def test_a_new_folder_is_refused_where_something_stands(tmp_path):
+    (tmp_path / "taken").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="taken"), atomic_io.new_folder(tmp_path / "taken"):
+        pass
+    assert names(tmp_path) == ["taken"]
+
+
+def test_folders_are_made_with_all_above_them(tmp_path):
+    atomic_io.make_folder(tmp_path / "a" / "b")
+    atomic_io.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_is_not_made_where_a_file_stands(tmp_path):
+    (tmp_path / "a").write_text("file")
+    with pytest.raises(FileExistsError, match="a'"):
+        atomic_io.make_folder(tmp_path / "a")
+
+
+def test_removing_a_folder_removes_links_but_not_what_they_point_to(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").write_text("1")
+    (tmp_path / "gone" / "deep").mkdir(parents=True)
+    (tmp_path / "gone" / "deep" / "file").write_text("1")
+    (tmp_path / "gone" / "link").symlink_to(tmp_path / "outside")
+    atomic_io.remove_folder(tmp_path / "gone")
+    assert names(tmp_path) == ["outside"]
+    assert names(tmp_path / "outside") == ["precious"]
+
+
+def test_cleaning_removes_temporary_names_only(tmp_path):
+    (tmp_path / ".tmp-x" / "deep").mkdir(parents=True)
+    (tmp_path / ".tmp-y").write_text("half")
+    (tmp_path / "kept").write_text("whole")
+    atomic_io.clean_leftovers(tmp_path)
+    atomic_io.clean_leftovers(tmp_path / "missing")
+    assert names(tmp_path) == ["kept"]
+
+
+def test_lines_are_appended_to_what_is_there(tmp_path):
+    for line in ["one", "zwölf"]:
+        with atomic_io.LineFile(tmp_path / "lines") as lines:
+            lines.append(line)
+            assert (tmp_path / "lines").read_text(encoding="utf-8").endswith(line + "\n")  # before the close
+            lines.sync()
+    assert (tmp_path / "lines").read_text(encoding="utf-8") == "one\nzwölf\n"
+
+
+def test_a_torn_last_line_is_dropped_with_the_unwanted_ones(tmp_path):
+    (tmp_path / "lines").write_bytes(b"1\n2\n3\n1")
+    atomic_io.keep_lines(tmp_path / "lines", lambda line: int(line) != 2)
+    assert (tmp_path / "lines").read_bytes() == b"1\n3\n"
+    atomic_io.keep_lines(tmp_path / "missing", lambda line: True)
+    assert names(tmp_path) == ["lines"]
+
+
+LOCK = """
+import sys
+from pathlib import Path
+from gptmini import atomic_io as durable
+with durable.lock(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_held_against_others_and_freed_by_a_kill(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(InUseError, match="the run is in use"),
+            atomic_io.lock(tmp_path / "lock", "the run"),
+        ):
+            pass
+        holder.kill()
+    with atomic_io.lock(tmp_path / "lock", "the run"):
+        pass
+
+
+def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_io.lock(tmp_path / "lock", "it"):
+        raise ZeroDivisionError
+    with atomic_io.lock(tmp_path / "lock", "it"):
+        pass

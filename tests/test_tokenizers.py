@@ -1,0 +1,359 @@
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+from transformers import AutoTokenizer, GPT2TokenizerFast
+
+from gptmini.config import TokenizerConfig
+from gptmini.data import tokenizers as tokenizer_module
+from gptmini.data.corpus import Chunk, Corpus
+from gptmini.data.datasets import cache_folder
+from gptmini.data.documents import Document
+from gptmini.data.tokenizers import GPT2_DIGEST, build_tokenizer, load_tokenizer
+from gptmini.errors import DamagedError, UserError
+
+TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 times ünïcödé 你好 🙂\n" * 30
+
+
+def text_corpus(text: str | bytes = TEXT) -> Corpus:
+    data = text.encode() if isinstance(text, str) else text
+    return Corpus("a text", (lambda: iter([Document("a.txt", [data])]),))
+
+
+def built(kind, text=TEXT, vocab_size=None):
+    return build_tokenizer(TokenizerConfig(kind=kind, vocab_size=vocab_size), text_corpus(text))
+
+
+TOKENIZERS = {"bytes": built("bytes"), "bpe": built("bpe", vocab_size=400), "chars": built("chars")}
+
+
+FALLBACK = build_tokenizer(TokenizerConfig(kind="chars", byte_fallback=True), text_corpus("abc é"))
+
+
+def saved(tokenizer, folder):
+    folder.mkdir(exist_ok=True)
+    for name, data in tokenizer.files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@given(text=st.text())
+@example(text="<|endoftext|>")
+@example(text="\x00\r\n  \u2028 a")
+def test_any_text_comes_back_from_its_ids(kind, text):
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.end_of_text not in ids
+
+
+@given(text=st.text(alphabet=sorted(set(TEXT))))
+def test_any_text_of_known_characters_comes_back_from_its_ids(text):
+    tokenizer = TOKENIZERS["chars"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(data=st.binary())
+def test_bytes_takes_any_bytes_losslessly(data):
+    tokenizer = TOKENIZERS["bytes"]
+    assert tokenizer.decode_bytes(tokenizer.encode_bytes(data, "x", 0).tolist()) == data
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_chunk_of_a_corpus_has_the_ids_of_its_text(kind):
+    tokenizer = TOKENIZERS[kind]
+    assert tokenizer.encode_bytes(TEXT.encode(), "x", 0).tolist() == tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_token_lengths_add_up_to_the_text(kind):
+    tokenizer = TOKENIZERS[kind]
+    assert tokenizer.token_byte_lengths[tokenizer.encode(TEXT)].sum() == len(TEXT.encode())
+    assert tokenizer.token_byte_lengths[tokenizer.end_of_text] == 0
+    assert len(tokenizer.token_byte_lengths) == tokenizer.vocab_size == tokenizer.end_of_text + 1
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_saved_tokenizer_loads_and_is_the_same(kind, tmp_path):
+    tokenizer = TOKENIZERS[kind]
+    loaded = load_tokenizer(saved(tokenizer, tmp_path))
+    assert (loaded.kind, loaded.digest, loaded.end_of_text) == (kind, tokenizer.digest, tokenizer.end_of_text)
+    assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
+    assert loaded.files() == tokenizer.files()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_transformers_reads_the_saved_files_and_gives_the_same_ids(kind, tmp_path):
+    tokenizer = TOKENIZERS[kind]
+    theirs = AutoTokenizer.from_pretrained(saved(tokenizer, tmp_path))
+    assert theirs(TEXT)["input_ids"] == tokenizer.encode(TEXT)
+    assert theirs.decode(tokenizer.encode(TEXT)) == TEXT
+    assert theirs.eos_token_id == tokenizer.end_of_text
+
+
+@settings(max_examples=200)
+@given(text=st.text())
+def test_learned_ids_equal_hugging_face_tokenizers(text):
+    theirs = HuggingFaceTokenizer.from_str(TOKENIZERS["bpe"].files()["tokenizer.json"].decode())
+    theirs.encode_special_tokens = True
+    assert theirs.encode(text, add_special_tokens=False).ids == TOKENIZERS["bpe"].encode(text)
+
+
+def test_learning_twice_gives_the_same_tokenizer():
+    assert built("bpe", vocab_size=400).digest == TOKENIZERS["bpe"].digest
+
+
+def test_a_small_text_gives_as_many_tokens_as_it_can():
+    assert built("bpe", "aaaa", 1000).vocab_size < 300
+
+
+def test_a_hugging_face_gpt2_directory_of_vocab_and_merges_loads(tmp_path):
+    trained = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])["model"]
+    vocab = trained["vocab"] | {"<|endoftext|>": len(trained["vocab"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(trained["merges"]))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.digest == TOKENIZERS["bpe"].digest
+    theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
+    assert theirs(TEXT)["input_ids"] == loaded.encode(TEXT)
+
+
+def test_a_config_can_name_a_folder_with_a_tokenizer(monkeypatch, tmp_path):
+    config = TokenizerConfig(kind="bpe", folder=str(saved(TOKENIZERS["bpe"], tmp_path / "bpe")))
+    assert build_tokenizer(config, text_corpus("another text")).digest == TOKENIZERS["bpe"].digest
+    gpt2 = TokenizerConfig(kind="gpt2", folder=config.folder)
+    with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
+        build_tokenizer(gpt2, text_corpus())
+    monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    assert build_tokenizer(gpt2, text_corpus()).digest == TOKENIZERS["bpe"].digest
+
+
+def test_a_named_folder_without_byte_pairs_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no tokenizer: it needs tokenizer\.json, or vocab\.json and"):
+        build_tokenizer(TokenizerConfig(kind="bpe", folder=str(tmp_path)), text_corpus())
+    saved(TOKENIZERS["chars"], tmp_path)
+    with pytest.raises(UserError, match="a tokenizer of characters, not of byte pairs"):
+        build_tokenizer(TokenizerConfig(kind="bpe", folder=str(tmp_path)), text_corpus())
+
+
+def test_a_folder_without_tokenizer_has_none(tmp_path):
+    assert load_tokenizer(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.clear(),
+        lambda t: t["model"].pop("vocab"),
+        lambda t: t["model"]["vocab"].update(x=0),
+        lambda t: t["model"]["vocab"].update({"Ā": 10**9}),
+        lambda t: t["model"]["vocab"].update({"你": t["model"]["vocab"].pop("a")}),
+        lambda t: t["added_tokens"].append({"id": 3}),
+        lambda t: t.update(added_tokens=7),
+        lambda t: t["model"].update(vocab={"a": "b"}),
+    ],
+)
+def test_a_broken_tokenizer_file_is_refused_in_one_line(tmp_path, change):
+    values = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])
+    change(values)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DamagedError, match=r"tokenizer\.json: ") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "\x00", "[" * 100_000])
+def test_a_tokenizer_file_that_is_no_json_object_is_refused(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(DamagedError):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
+    values = json.loads(TOKENIZERS["bpe"].files()["tokenizer.json"])
+    values["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="not a byte-level BPE"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(UserError, match=r"'ß' \(U\+00DF, LATIN SMALL LETTER SHARP S\)"):
+        TOKENIZERS["chars"].encode("straße")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "chars"])
+def test_bytes_that_are_not_utf8_are_refused_with_file_and_offset(kind):
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 1003 \(0xff\)"):
+        TOKENIZERS[kind].encode_bytes(b"abc\xff", "b.txt", 1000)
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
+        build_tokenizer(TokenizerConfig(kind=kind), text_corpus(b"abc\xff"))
+
+
+def test_an_id_outside_the_vocabulary_is_refused():
+    with pytest.raises(UserError, match="token id 257 is outside"):
+        TOKENIZERS["bytes"].decode([257])
+
+
+def test_lone_surrogates_and_control_characters_do_not_break_encoding():
+    assert TOKENIZERS["bpe"].decode(TOKENIZERS["bpe"].encode("a\ud800\x00")) == "a\ufffd\x00"
+
+
+def test_gpt2_without_its_files_and_network_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(
+        UserError, match=r"6d1cbeee0f20b3d9449abfede4726ed8212e3aee .* TIKTOKEN_CACHE_DIR .* bpe"
+    ):
+        build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
+
+
+def test_gpt2s_files_in_the_cache_folder_need_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    folder = cache_folder() / "gpt2"
+    folder.mkdir(parents=True)
+    saved(TOKENIZERS["bpe"], folder)
+    with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
+        build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
+    monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    assert build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus()).digest == TOKENIZERS["bpe"].digest
+
+
+def test_gpt2_is_tiktokens_own_where_its_files_are_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded for a test
+    try:
+        theirs = tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError):
+        pytest.skip("GPT-2's files are not at hand")
+    ours = build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
+    assert (ours.kind, ours.digest, ours.end_of_text) == ("gpt2", GPT2_DIGEST, 50256)
+    assert ours.encode(TEXT) == theirs.encode_ordinary(TEXT)
+    assert AutoTokenizer.from_pretrained(saved(ours, tmp_path))(TEXT)["input_ids"] == ours.encode(TEXT)
+
+
+@given(text=st.text())
+@example(text="a\x7f\x80\u07ff\u0800\uffff\U00010000 é")
+def test_with_a_byte_fallback_no_character_is_unknown(text):
+    ids = FALLBACK.encode(text)
+    assert FALLBACK.decode(ids) == text
+    assert FALLBACK.encode_bytes(text.encode(), "a", 0).tolist() == ids
+    assert len(ids) == sum(1 if c in "abc é" else len(c.encode()) for c in text)
+
+
+def test_a_byte_fallback_is_saved_and_read_by_us_and_transformers(tmp_path):
+    text = "abc, é 你🙂 cab"
+    loaded = load_tokenizer(saved(FALLBACK, tmp_path))
+    assert (loaded.kind, loaded.digest, loaded.files()) == ("chars", FALLBACK.digest, FALLBACK.files())
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text)["input_ids"] == FALLBACK.encode(text)
+    assert theirs.decode(FALLBACK.encode(text)) == text
+
+
+@settings(max_examples=30)
+@given(text=st.text(alphabet=st.sampled_from("ab <|>\n\u3000你🙂's1\xa0"), max_size=60))
+def test_special_token_text_is_plain_text_in_a_corpus_too(text):
+    text = text + "<|endoftext|>" + text
+    for kind in ["bytes", "bpe"]:
+        ids = TOKENIZERS[kind].encode_bytes(text.encode(), "a", 0).tolist()
+        assert ids == TOKENIZERS[kind].encode(text)
+        assert TOKENIZERS[kind].end_of_text not in ids
+
+
+def random_texts(count, seed):
+    """Texts of up to 40 characters: of one script each, of all scripts, or of pieces that mean something."""
+    rng = np.random.default_rng(seed)
+    everything = np.concatenate([np.arange(0xD800), np.arange(0xE000, 0x110000)])
+    ranges = [(0x20, 0x7F), (0, 0x20), (0xA0, 0x250), (0x370, 0x700), (0x2000, 0x2070), (0x3000, 0xA000)]
+    alphabets = [*(np.arange(*r) for r in ranges), np.arange(0x1F300, 0x1F900), everything]
+    pieces = ["<|endoftext|>", "'s", " ", "\n\n", "the", "12", "\ufeff", "e\u0301", "\u200d", "\0"]
+    while count > 0:
+        for alphabet in alphabets:
+            letters = rng.choice(alphabet, 10_000).astype("<u4").tobytes().decode("utf-32-le")
+            ends = np.cumsum(rng.integers(0, 41, 500))
+            for start, end in pairwise(ends[ends < len(letters)].tolist()):
+                yield letters[start:end]
+                count -= 1
+        for chosen in rng.integers(0, len(pieces), (50, 8)):
+            yield "".join(pieces[i] for i in chosen)
+            count -= 1
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "chars", "fallback", "gpt2"])
+def test_random_texts_come_back_from_their_ids(kind, long, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded for a test
+    try:
+        tokenizer = {**TOKENIZERS, "fallback": FALLBACK}.get(kind) or built(kind)
+    except UserError:
+        pytest.skip("GPT-2's files are not at hand")
+    if kind == "chars":
+        tokenizer = build_tokenizer(
+            TokenizerConfig(kind="chars"), text_corpus("".join(random_texts(40_000, 1)))
+        )
+    known, count = set(tokenizer.tokens), 0
+    for text in random_texts(1_000_000 if long else 5_000, seed=2):
+        if kind == "chars":
+            text = "".join(c for c in text if c.encode() in known)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode_bytes(text.encode(), "x", 0).tolist() == ids
+        assert tokenizer.end_of_text not in ids
+        count += 1
+    print(f"random texts through {kind}: {count:,}")
+
+
+def test_random_bytes_come_back_from_their_ids(long):
+    rng, tokenizer = np.random.default_rng(0), TOKENIZERS["bytes"]
+    count = 1_000_000 if long else 20_000
+    data, ends = rng.bytes(count * 21), np.cumsum(rng.integers(0, 41, count)).tolist()
+    for start, end in pairwise([0, *ends]):
+        piece = data[start:end]
+        assert tokenizer.decode_bytes(tokenizer.encode_bytes(piece, "x", 0).tolist()) == piece
+    print(f"random byte strings through bytes: {count:,}")
+
+
+SAMPLES = {
+    "Chinese": "道可道非常道。名可名非常名。無名天地之始、有名萬物之母。" * 40,
+    "emoji": "👩‍👩‍👧‍👦 👍🏽 🇩🇪 ✊🏿\u200d\ufe0f " * 40,
+    "right to left": "في البدء كانت الكلمة. \u202eארץ\u202c ١٢٣ " * 40,
+    "one endless word": "abcdefghij" * 20_000,
+    "control characters": "".join(map(chr, range(32))) * 60,
+}
+
+
+@pytest.mark.parametrize("text", SAMPLES.values(), ids=SAMPLES)
+@pytest.mark.parametrize("kind", ["bpe", "chars"])
+def test_any_script_can_be_learned_saved_and_read_back(text, kind, tmp_path):
+    tokenizer = built(kind, text, 320 if kind == "bpe" else None)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert load_tokenizer(saved(tokenizer, tmp_path)).encode(text) == ids
+    if kind == "bpe":
+        assert len(ids) < len(text.encode())
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@pytest.mark.parametrize(
+    "texts", [["one  ", " two\n\n", "", "three<|endof", "text|>", "\t é"], ["<|endoftext|>", "a"]]
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_chunks_encoded_together_have_the_ids_of_chunks_encoded_one_by_one(kind, texts, parts):
+    tokenizer = TOKENIZERS[kind]
+    chunks = [Chunk(text.encode(), "x", 0, (i + 1) % parts == 0) for i, text in enumerate(texts)]
+    ids = []
+    for chunk in chunks:
+        ids += tokenizer.encode(chunk.data.decode())
+        ids += [tokenizer.end_of_text] if chunk.ends_document else []
+    assert tokenizer.encode_chunks(chunks).tolist() == ids
+
+
+def test_what_is_not_utf8_among_many_documents_is_named():
+    chunks = [Chunk(b"good", "a.txt", 0, True), Chunk(b"bad\xff", "b.txt", 5, True)]
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 8"):
+        TOKENIZERS["bpe"].encode_chunks(chunks)
