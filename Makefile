@@ -11,16 +11,20 @@ test: .venv/installed-dev        ## run the tests
 	$(BIN)/python -m pytest
 
 reliability: .venv/installed-dev  ## run the long reliability proofs
-	$(BIN)/python -m pytest tests/reliability tests/test_config.py tests/test_cli.py tests/test_tokenizer.py --long -s
+	$(BIN)/python -m pytest tests/reliability tests/test_config.py tests/test_cli.py tests/test_tokenizers.py --long -s
 
 bench: .venv/installed-dev       ## measure training and generation (half an hour; docs/results.md)
 	$(BIN)/python scripts/bench.py train
 	$(BIN)/python scripts/bench.py generate
 
-check: .venv/installed-dev       ## style and types
+check: .venv/installed-dev       ## style, spelling, types, import contracts, GitHub files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
