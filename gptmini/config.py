@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from gptmini.errors import UserError
 from gptmini.schema import Section, format_value, validate
 from gptmini.yaml_io import dump_yaml, read_yaml
 
@@ -18,6 +17,11 @@ Device = (
     Literal["auto", "cpu", "cuda", "mps"]
     | Annotated[str, Field(pattern=r"^cuda:[0-9]{1,3}$", examples=["cuda:0"])]
 )
+
+Attention = Annotated[
+    Literal["eager", "sdpa"],
+    BeforeValidator(lambda value: "eager" if value == "masked" else value),  # its name in older files
+]
 
 
 class ModelConfig(Section):
@@ -32,9 +36,9 @@ class ModelConfig(Section):
     context_length: int = Field(128, ge=1, description="Longest sequence the model can see, in tokens.")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Share of activations dropped while training.")
     bias: bool = Field(True, description="Biases in the Linear and LayerNorm layers, as GPT-2 has them.")
-    attention: Literal["masked", "sdpa"] = Field(
-        "masked",
-        description="masked: tril and masked_fill_, the one to read, and fast on CPUs at short contexts; "
+    attention: Attention = Field(
+        "eager",
+        description="eager: tril and masked_fill_, the one to read, and fast on CPUs at short contexts; "
         "sdpa: PyTorch's fused kernel, for long contexts and GPUs. Both compute the same.",
     )
 
@@ -207,21 +211,6 @@ class TrainConfig(Section):
                 f"{self.micro_batch_size}"
             )
         return self
-
-    def micro_batch_size_per_rank(self, world_size: int) -> int:
-        """Sequences that each of `ranks` processes takes through the model at once.
-
-        Raises UserError where they cannot share a batch evenly.
-
-        >>> TrainConfig(batch_size=12).micro_batch_size_per_rank(world_size=3)
-        4
-        """
-        if self.batch_size % (world_size * (self.micro_batch_size or 1)):
-            of = f"micro_batch_size = {self.micro_batch_size} times " if self.micro_batch_size else ""
-            raise UserError(
-                f"train.batch_size = {self.batch_size}: needs to be a multiple of {of}{world_size} ranks"
-            )
-        return self.micro_batch_size or self.batch_size // world_size
 
 
 class RuntimeConfig(Section):

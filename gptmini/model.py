@@ -55,7 +55,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """The same as `masked` in one fused kernel, which never stores the (T, S) scores."""
+    """The same as `eager` in one fused kernel, which never stores the (T, S) scores."""
     if q.shape[-2] == k.shape[-2]:  # the whole triangle: kernels that know it skip the closed half
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if q.shape[-2] == 1 and mask.dim() == 2:  # one new token looks at all of the past
@@ -64,7 +64,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) ->
 
 
 ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
-    "masked": eager,
+    "eager": eager,
     "sdpa": sdpa,
 }
 

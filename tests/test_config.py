@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from gptmini.config import Config, dump_config, load_config
+from gptmini.config import Config, ModelConfig, dump_config, load_config
 from gptmini.errors import UserError
 from gptmini.schema import Section, describe_type, explain, flatten_schema, validate
 from gptmini.yaml_io import parse_yaml
@@ -35,6 +35,13 @@ def test_a_file_and_its_overrides_become_one_config(tmp_path):
     assert (config.train.max_steps, config.train.seed, config.model.n_layer) == (5, 2, 3)
     assert (config.optim.lr, config.optim.betas) == (3e-4, (0.9, 0.1))
     assert config.data == Config().data
+
+
+def test_the_former_name_of_eager_attention_is_read(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {attention: masked}")
+    assert load_config(path) == load_config(None, {"model.attention": "masked"}) == Config()
+    assert ModelConfig(attention="masked").attention == "eager"
 
 
 def test_numbers_and_words_are_read_as_people_expect():
@@ -93,7 +100,7 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_place(text, message, ref
         ("model: {dropout: 1}", "model.dropout = 1: needs a number of at least 0.0 and below 1.0"),
         ("optim: {lr: .nan}", "optim.lr = nan: needs a number above 0.0"),
         ("optim: {lr: .inf}", "optim.lr = inf: needs a number above 0.0"),
-        ("model: {attention: flash}", "model.attention = 'flash': needs masked or sdpa"),
+        ("model: {attention: flash}", "model.attention = 'flash': needs eager or sdpa"),
         ("runtime: {threads: many}", "runtime.threads = 'many': needs auto or a whole number of at least 1"),
         ("runtime: {device: gpu}", "runtime.device = 'gpu': needs auto, cpu, cuda, mps or a text such as"),
         ("data: {corpus: []}", "data.corpus = []: needs a path or a list of paths"),

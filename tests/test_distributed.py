@@ -33,6 +33,7 @@ from gptmini.distributed.context import DistributedContext
 from gptmini.errors import UserError
 from gptmini.model import GPT
 from gptmini.training import trainer
+from gptmini.training.estimate import micro_batch_size_per_rank
 from gptmini.training.runtime import start_runtime
 
 pytestmark = [
@@ -521,9 +522,9 @@ def test_every_validation_batch_is_on_one_rank_and_sharded_ranks_compute_equally
 
 
 def test_shares_that_do_not_come_out_even_are_refused():
-    assert TrainConfig(batch_size=8, micro_batch_size=2).micro_batch_size_per_rank(4) == 2
+    assert micro_batch_size_per_rank(TrainConfig(batch_size=8, micro_batch_size=2), 4) == 2
     with pytest.raises(UserError, match="multiple of micro_batch_size = 2 times 4 ranks"):
-        TrainConfig(batch_size=12, micro_batch_size=2).micro_batch_size_per_rank(4)
+        micro_batch_size_per_rank(TrainConfig(batch_size=12, micro_batch_size=2), 4)
 
 
 def test_ranks_on_one_machine_share_its_cores_and_never_a_gpu():

@@ -12,7 +12,7 @@ from gptmini.model import GPT
 CONTEXT, VOCAB = 12, 31
 
 
-def build(attention="masked"):
+def build(attention="eager"):
     torch.manual_seed(0)
     config = GPTConfig(
         vocab_size=VOCAB, n_layer=2, n_head=2, n_embd=16, context_length=CONTEXT, attention=attention
@@ -23,7 +23,7 @@ def build(attention="masked"):
     return model
 
 
-MODELS = {attention: build(attention) for attention in ("masked", "sdpa")}
+MODELS = {attention: build(attention) for attention in ("eager", "sdpa")}
 
 
 def tokens(batch, length, seed=0):
@@ -67,7 +67,7 @@ def test_rows_of_unequal_length_go_on_as_each_would_alone(attention, lengths):
 
 
 def test_what_lies_past_a_rows_end_cannot_reach_it():
-    model = MODELS["masked"]
+    model = MODELS["eager"]
     results = []
     for rubbish in (0.0, 1e30):
         cache = KVCache(model, 2, CONTEXT)
@@ -84,7 +84,7 @@ def test_what_lies_past_a_rows_end_cannot_reach_it():
 
 
 def test_selected_rows_go_on_without_the_others():
-    model = MODELS["masked"]
+    model = MODELS["eager"]
     text = tokens(3, 6)
     cache = KVCache(model, 3, CONTEXT)
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_selected_rows_go_on_without_the_others():
 
 
 def test_appending_copies_nothing_but_the_new_positions():
-    model = MODELS["masked"]
+    model = MODELS["eager"]
     cache = KVCache(model, 1, CONTEXT)
     places = [(layer.k.data_ptr(), layer.v.data_ptr()) for layer in cache.layers]
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def test_appending_copies_nothing_but_the_new_positions():
 
 
 def test_more_tokens_than_the_context_are_refused():
-    model = MODELS["masked"]
+    model = MODELS["eager"]
     cache = KVCache(model, 1, CONTEXT)
     with torch.inference_mode():
         model(tokens(1, CONTEXT), cache)

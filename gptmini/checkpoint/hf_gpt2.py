@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from gptmini.config import GPTConfig
+from gptmini.config import Attention, GPTConfig
 from gptmini.errors import UserError
 from gptmini.schema import Section, explain
 
@@ -198,7 +198,7 @@ class _Ours(Section):
 
     format_version: int = FORMAT_VERSION
     bias: bool = True
-    attention: Literal["masked", "sdpa"] = "masked"
+    attention: Attention = "eager"
 
 
 class _GPT2Config(Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 from gptmini.config import Config, GPTConfig
 from gptmini.data.prepare import find_prepared
 from gptmini.data.tokenizers import BPE_VOCAB_SIZE, load_tokenizer
-from gptmini.training.estimate import Memory, mebibytes, plan
+from gptmini.training.estimate import Memory, mebibytes, micro_batch_size_per_rank, plan
 
 GPT2_VOCAB_SIZE = 50257
 UNREAD_CHARACTERS = 256  # what is reckoned with until the text has been read
@@ -21,7 +21,7 @@ def describe(
     become. Raises UserError where the ranks cannot share a batch.
     """
     train = config.train
-    micro = train.micro_batch_size_per_rank(world_size)
+    micro = micro_batch_size_per_rank(train, world_size)
     data = find_prepared(config.data, config.tokenizer) if train.init_from is None else None
     vocab_size = data.meta.vocab_size if data else expected_vocab_size(config)
     model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())

@@ -6,7 +6,8 @@ what autograd keeps; `python scripts/bench.py memory` compares it with whole run
 
 from dataclasses import dataclass
 
-from gptmini.config import Config, GPTConfig
+from gptmini.config import Config, GPTConfig, TrainConfig
+from gptmini.errors import UserError
 
 PYTORCH_BYTES = 258 << 20
 """Resident memory of the smallest run: Python, PyTorch, tokenizers, and the scratch space of the kernels. As
@@ -106,6 +107,22 @@ def plan(
     )
 
 
+def micro_batch_size_per_rank(train: TrainConfig, world_size: int) -> int:
+    """Sequences that each of `world_size` ranks takes through the model in one forward pass.
+
+    Raises UserError where the ranks cannot share a batch evenly.
+
+    >>> micro_batch_size_per_rank(TrainConfig(batch_size=12), world_size=3)
+    4
+    """
+    if train.batch_size % (world_size * (train.micro_batch_size or 1)):
+        of = f"micro_batch_size = {train.micro_batch_size} times " if train.micro_batch_size else ""
+        raise UserError(
+            f"train.batch_size = {train.batch_size}: needs to be a multiple of {of}{world_size} ranks"
+        )
+    return train.micro_batch_size or train.batch_size // world_size
+
+
 def count_parameters(model: GPTConfig) -> int:
     """Number of trainable values; the tied output table counts once.
 
@@ -136,7 +153,7 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     shares = world_size if sharded else 1
     parameters = count_parameters(model)
     block_matrices = model.n_layer * _block_matrices(model)
-    micro_batch_size = config.train.micro_batch_size_per_rank(world_size)
+    micro_batch_size = micro_batch_size_per_rank(config.train, world_size)
     accumulates = micro_batch_size * world_size < config.train.batch_size
     muon = config.optim.optimizer == "muon"
     width = 4 if precision == "fp32" else 2  # bytes of a number in a product
@@ -213,7 +230,7 @@ def block_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool =
 def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> int:
     """What is kept in a block of the scores of one query, all heads together."""
     scores = model.n_head * model.context_length
-    if model.attention == "masked":
+    if model.attention == "eager":
         dropped = (width + (width if on_cpu else 1)) if model.dropout else 0
         return scores * (width + dropped)
     if model.dropout and on_cpu:  # the fused kernel of the CPU knows no dropout: all in float32

@@ -151,6 +151,8 @@ def check_resumable(
     naming what changed, where going on would make no sense.
     """
     now, then = dict(_flatten(config.model_dump(mode="json"))), dict(_flatten(saved.config))
+    if then.get("model.attention") == "masked":
+        then["model.attention"] = "eager"  # older checkpoints have its former name
     changed = [key for key in now if now[key] != then.get(key)]
     fixed = [f"model.{key}" for key in ModelConfig.model_fields if key not in ("dropout", "attention")]
     if data.tokenizer.digest != saved.tokenizer_digest:

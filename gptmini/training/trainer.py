@@ -18,7 +18,7 @@ from gptmini.distributed.context import checkpoint_activations, full_tensor, joi
 from gptmini.errors import DivergedError, Stopped, UserError
 from gptmini.generation.generate import generate_text
 from gptmini.model import GPT
-from gptmini.training.estimate import plan
+from gptmini.training.estimate import micro_batch_size_per_rank, plan
 from gptmini.training.loss import bits_per_byte, evaluate, next_token_loss
 from gptmini.training.metrics import Metrics, NoMetrics
 from gptmini.training.optim import (
@@ -49,7 +49,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> None:
     """
     check_trackers(config.train.trackers)
     with join_process_group(config.runtime) as distributed:
-        config.train.micro_batch_size_per_rank(distributed.world_size)  # refuses before anything is prepared
+        micro_batch_size_per_rank(config.train, distributed.world_size)  # refuses before anything is prepared
         runtime = start_runtime(config.runtime, distributed)
         store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
         if distributed.is_main:
@@ -97,7 +97,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, config.optim, runtime.matmul_dtype)
         self.scaler = runtime.grad_scaler()
         self.windows = WindowSampler(data.train, config.model.context_length, config.train.seed)
-        self.micro_batch_size = config.train.micro_batch_size_per_rank(self.distributed.world_size)
+        self.micro_batch_size = micro_batch_size_per_rank(config.train, self.distributed.world_size)
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.step = 0  # optimizer steps taken
         self.val_loss: float | None = None  # of the weights as they stand
