@@ -28,8 +28,8 @@ from gptmini.checkpoint.store import CheckpointStore
 from gptmini.cli import main as cli
 from gptmini.config import GPTConfig, RuntimeConfig, TrainConfig
 from gptmini.data.batching import WindowSampler
-from gptmini.distributed import context
-from gptmini.distributed.context import DistributedContext
+from gptmini.distributed import failure
+from gptmini.distributed.context import DistributedContext, to_local
 from gptmini.errors import UserError
 from gptmini.model import GPT
 from gptmini.training import trainer
@@ -296,7 +296,7 @@ def test_each_rank_holds_half_of_a_sharded_model_and_its_optimizer_and_draws_the
                 for s in optimizer.state.values()
                 for value in s.values()
             ]
-            held = [context.to_local(tensor) for tensor in held]
+            held = [to_local(tensor) for tensor in held]
             Path(f"bytes-{rank}").write_text(str(sum(t.untyped_storage().nbytes() for t in held)))
 
         trainer.Trainer.run = run
@@ -422,7 +422,7 @@ def test_a_process_that_is_lost_ends_the_others_and_is_named(lost, number, long)
         pytest.skip("two of four: --long")
 
     def first(rank):
-        real, context.ROLL_CALL_SECONDS = trainer.Trainer.train_step, 0.5
+        real, failure.FAILURE_GRACE_SECONDS = trainer.Trainer.train_step, 0.5
 
         def train_step(self):
             if self.step == 7 and rank == lost:
@@ -438,7 +438,7 @@ def test_a_process_that_is_lost_ends_the_others_and_is_named(lost, number, long)
     os.kill(group.pids[lost], signal.SIGKILL)
     os.waitpid(group.pids[lost], 0)
     (said,) = group.said()
-    assert said.startswith(f"gptmini: rank {lost} of 2 (counted from 0) does not answer")
+    assert said.startswith(f"gptmini: rank {lost} of 2 (counted from 0) does not respond")
     assert "Traceback" not in group.output.read_text()
     assert Group("--resume").codes() == [0, 0]
     assert_close(Path("run"), trained(name="undisturbed"), 0.0)

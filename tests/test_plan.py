@@ -7,7 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gptmini.cli.main import main
 from gptmini.config import Config, GPTConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig
-from gptmini.distributed.context import checkpoint_activations
+from gptmini.distributed.fsdp import checkpoint_activations
 from gptmini.model import GPT
 from gptmini.training.estimate import (
     activation_bytes_per_sequence,

@@ -262,7 +262,7 @@ def _fail(error: object, exit_code: int) -> int:
 
 
 def _already_reported(line: str) -> bool:
-    from gptmini.distributed.context import already_reported
+    from gptmini.distributed.failure import already_reported
 
     return already_reported(line)
 

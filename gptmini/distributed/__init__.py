@@ -1,1 +1,1 @@
-"""Many processes that train one model."""
+"""Several processes train one model: ranks, collectives, sharding, failure."""

@@ -13,6 +13,7 @@ from gptmini.config import Config, GPTConfig, ModelConfig, TokenizerConfig
 from gptmini.data.prepare import TokenData, prepare
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.distributed.context import DistributedContext, copy_full_
+from gptmini.distributed.fsdp import build_model
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.model import GPT
 from gptmini.training.optim import Optimizer, load_optimizer_tensors
@@ -114,7 +115,7 @@ def build_model_and_data(config: Config, runtime: Runtime, quiet: bool) -> tuple
 def _random_model(shape: GPTConfig, config: Config, runtime: Runtime) -> GPT:
     """New weights, decided by `train.seed` alone."""
     torch.manual_seed(config.train.seed)
-    return runtime.distributed.build(shape, runtime.device, DTYPES[runtime.precision])
+    return build_model(shape, runtime.distributed, runtime.device, DTYPES[runtime.precision])
 
 
 def _check_tokenizer(config: TokenizerConfig, found: Tokenizer, name: str) -> None:

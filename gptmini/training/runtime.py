@@ -67,8 +67,8 @@ class Runtime:
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
-        several = self.distributed.world_size > 1
-        ranks = f"{self.distributed.world_size} ranks{self.distributed.how}, each " if several else ""
+        several, fsdp = self.distributed.world_size > 1, " with fsdp" if self.distributed.sharded else ""
+        ranks = f"{self.distributed.world_size} ranks{fsdp}, each " if several else ""
         return f"{ranks}{self.environment()['device']}, {self.precision}{threads}, torch {torch.__version__}"
 
 

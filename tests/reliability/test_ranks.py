@@ -142,7 +142,7 @@ def check_lost_ranks(folder, cases, number, begin, seed=0):
             cases -= 1
             assert code == 1, (lost, code, output)
             longest = max(longest, time.monotonic() - begun)
-            by_us = re.search(rf"^gptmini: rank {lost} of 2 .*does not answer", output, re.MULTILINE)
+            by_us = re.search(rf"^gptmini: rank {lost} of 2 .*does not respond", output, re.MULTILINE)
             by_torchrun = re.search(rf"rank +: {lost} .*\n +exitcode +: -{number:d} ", output)
             assert by_us or (by_torchrun and number == signal.SIGKILL), output
             assert not re.search(rf"^gptmini: rank {1 - lost} of 2", output, re.MULTILINE), output

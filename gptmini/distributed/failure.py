@@ -1,0 +1,64 @@
+"""A rank that crashes or hangs: which one was it, and who tells the user.
+
+A collective fails on every rank when one is lost, without naming it. What still works is torchrun's key-value
+store, a server that outlives the process group: each rank that fails marks itself there, and the ranks
+without a mark after some seconds are the lost ones.
+"""
+
+import functools
+import os
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from gptmini.errors import LostRankError
+
+FAILURE_GRACE_SECONDS = 5.0  # how far apart the ranks may notice that one is lost
+
+
+@functools.cache
+def shared_store() -> PrefixStore:
+    """torchrun's key-value store; a restart gets a namespace of its own."""
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=60)))
+    return PrefixStore(f"gptmini {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether torch.distributed raised this; gloo has no error class of its own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def find_missing_ranks(store: Store, rank: int, world_size: int, *, wait: bool) -> list[int]:
+    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds."""
+    keys = [f"failed {other}" for other in range(world_size)]
+    try:
+        store.set(keys[rank], "")
+        if wait:
+            store.wait(keys, timedelta(seconds=FAILURE_GRACE_SECONDS))
+        return []
+    except dist.DistStoreError:  # the wait timed out
+        return [other for other, key in enumerate(keys) if not store.check([key])]
+    except dist.DistNetworkError:  # the store lives in rank 0, or in the torchrun that started it
+        return [0]
+
+
+def lost_ranks(missing: list[int], world_size: int, timeout_seconds: float) -> LostRankError:
+    """The error that names the missing ranks and says how to continue."""
+    names = ", ".join(map(str, missing))
+    rank, does = ("rank", "does") if len(missing) == 1 else ("ranks", "do")
+    return LostRankError(
+        f"{rank} {names} of {world_size} (counted from 0) {does} not respond: crashed, hanging, or busy for "
+        f"more than runtime.rank_timeout_seconds = {timeout_seconds:g}; "
+        "torchrun --max-restarts N with --resume continues from the last checkpoint"
+    )
+
+
+def already_reported(line: str) -> bool:
+    """Whether another rank has printed this line; if not, this rank claims it and is to print it."""
+    rank = os.environ["RANK"]
+    try:
+        return shared_store().compare_set(f"reported {line}", "", rank).decode() != rank
+    except dist.DistError:
+        return False
