@@ -21,8 +21,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from gptmini.data import corpus as corpus_module
 from gptmini.data import documents
 from gptmini.data.corpus import Chunk, Corpus, open_corpus
-from gptmini.data.datasets import NAMED, Download, NamedCorpus, cache_folder, list_named, python_docs
+from gptmini.data.datasets import NAMED, Download, NamedCorpus, cache_folder, list_named
 from gptmini.data.documents import Document
+from gptmini.data.python_docs import python_docs
 from gptmini.errors import UserError
 
 
@@ -257,10 +258,20 @@ def test_bytes_that_are_no_text_are_cut_too():
     st.sampled_from(["replace", "ignore"]),
 )
 @example([b"\xe4\xbd", b"\xa0\xff", b"\xe4"], "replace")
-def test_bad_bytes_are_mended_as_python_would(blocks, errors):
+def test_bad_bytes_are_decoded_as_python_would(blocks, errors):
     corpus = Corpus("a", (lambda: iter([Document("a", blocks)]),), errors=errors)
-    mended = b"".join(chunk.data for chunk in corpus.chunks())
-    assert mended.decode() == b"".join(blocks).decode(errors=errors)
+    decoded = b"".join(chunk.data for chunk in corpus.chunks())
+    assert decoded.decode() == b"".join(blocks).decode(errors=errors)
+
+
+def test_a_sample_is_bounded_and_spread_over_the_text():
+    texts = [f"text number {i:03}".encode() for i in range(100)]
+    assert list(in_memory(*texts).texts(10_000)) == [text.decode() for text in texts]
+    spread = list(in_memory(*texts).texts(150))
+    assert spread == ["text number 000", "text number 010", "text number 020"] + [
+        f"text number {i:03}" for i in range(30, 100, 10)
+    ]
+    assert list(in_memory(*texts).texts(10_000, end=20)) == ["text number 000", "text "]
 
 
 # ---------------------------------------------------------------------------------------- contents
@@ -378,7 +389,7 @@ def test_a_copy_in_the_cache_folder_counts_if_its_digest_is_right(server, offer)
     assert server.ranges == [None]
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server, offer):
+def test_a_broken_download_resumes_where_it_stopped(server, offer):
     offer(bytes(range(256)) * 20_000)
     server.limit = 3_000_000
     with pytest.raises(UserError, match="served: cannot be downloaded"):

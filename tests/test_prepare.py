@@ -120,8 +120,8 @@ def test_what_is_not_utf8_is_named_with_file_and_offset(tmp_path):
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8 text at byte 500000 \(0xe9\)"):
         prepare(DataConfig(corpus=str(tmp_path / "a.txt")), BPE, 4, quiet=True)
     assert not list((cache_folder() / "tokens").rglob("*.bin"))
-    mended = prepare_corpus(open_corpus(str(tmp_path / "a.txt"), errors="replace"), 0.1, BPE, 4, quiet=True)
-    assert mended.tokenizer.decode(mended.val.tolist()).endswith("fine \ufffdt\ufffd")
+    replaced = prepare_corpus(open_corpus(str(tmp_path / "a.txt"), errors="replace"), 0.1, BPE, 4, quiet=True)
+    assert replaced.tokenizer.decode(replaced.val.tolist()).endswith("fine \ufffdt\ufffd")
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused_and_leaves_nothing():

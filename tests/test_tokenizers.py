@@ -10,11 +10,10 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from gptmini.config import TokenizerConfig
-from gptmini.data import tokenizers as tokenizer_module
 from gptmini.data.corpus import Chunk, Corpus
 from gptmini.data.datasets import cache_folder
 from gptmini.data.documents import Document
-from gptmini.data.tokenizers import GPT2_DIGEST, build_tokenizer, load_tokenizer
+from gptmini.data.tokenizers import build_tokenizer, gpt2, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
 TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 times ünïcödé 你好 🙂\n" * 30
@@ -23,6 +22,10 @@ TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 ti
 def text_corpus(text: str | bytes = TEXT) -> Corpus:
     data = text.encode() if isinstance(text, str) else text
     return Corpus("a text", (lambda: iter([Document("a.txt", [data])]),))
+
+
+def chunk(data: bytes) -> Chunk:
+    return Chunk(data, "x", 0, ends_document=True)
 
 
 def built(kind, text=TEXT, vocab_size=None):
@@ -62,13 +65,13 @@ def test_any_text_of_known_characters_comes_back_from_its_ids(text):
 @given(data=st.binary())
 def test_bytes_takes_any_bytes_losslessly(data):
     tokenizer = TOKENIZERS["bytes"]
-    assert tokenizer.decode_bytes(tokenizer.encode_bytes(data, "x", 0).tolist()) == data
+    assert tokenizer.decode_bytes(tokenizer.encode_chunk(chunk(data)).tolist()) == data
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_chunk_of_a_corpus_has_the_ids_of_its_text(kind):
     tokenizer = TOKENIZERS[kind]
-    assert tokenizer.encode_bytes(TEXT.encode(), "x", 0).tolist() == tokenizer.encode(TEXT)
+    assert tokenizer.encode_chunk(chunk(TEXT.encode())).tolist() == tokenizer.encode(TEXT)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -127,11 +130,11 @@ def test_a_hugging_face_gpt2_directory_of_vocab_and_merges_loads(tmp_path):
 def test_a_config_can_name_a_folder_with_a_tokenizer(monkeypatch, tmp_path):
     config = TokenizerConfig(kind="bpe", folder=str(saved(TOKENIZERS["bpe"], tmp_path / "bpe")))
     assert build_tokenizer(config, text_corpus("another text")).digest == TOKENIZERS["bpe"].digest
-    gpt2 = TokenizerConfig(kind="gpt2", folder=config.folder)
+    as_gpt2 = TokenizerConfig(kind="gpt2", folder=config.folder)
     with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
-        build_tokenizer(gpt2, text_corpus())
-    monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
-    assert build_tokenizer(gpt2, text_corpus()).digest == TOKENIZERS["bpe"].digest
+        build_tokenizer(as_gpt2, text_corpus())
+    monkeypatch.setattr(gpt2, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    assert build_tokenizer(as_gpt2, text_corpus()).digest == TOKENIZERS["bpe"].digest
 
 
 def test_a_named_folder_without_byte_pairs_is_refused(tmp_path):
@@ -191,7 +194,7 @@ def test_an_unknown_character_is_named():
 @pytest.mark.parametrize("kind", ["bpe", "chars"])
 def test_bytes_that_are_not_utf8_are_refused_with_file_and_offset(kind):
     with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 1003 \(0xff\)"):
-        TOKENIZERS[kind].encode_bytes(b"abc\xff", "b.txt", 1000)
+        TOKENIZERS[kind].encode_chunk(Chunk(b"abc\xff", "b.txt", 1000, True))
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
         build_tokenizer(TokenizerConfig(kind=kind), text_corpus(b"abc\xff"))
 
@@ -222,7 +225,7 @@ def test_gpt2s_files_in_the_cache_folder_need_no_network(monkeypatch, tmp_path):
     saved(TOKENIZERS["bpe"], folder)
     with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
         build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
-    monkeypatch.setattr(tokenizer_module, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    monkeypatch.setattr(gpt2, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
     assert build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus()).digest == TOKENIZERS["bpe"].digest
 
 
@@ -233,7 +236,7 @@ def test_gpt2_is_tiktokens_own_where_its_files_are_at_hand(tmp_path, monkeypatch
     except (OSError, ValueError):
         pytest.skip("GPT-2's files are not at hand")
     ours = build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
-    assert (ours.kind, ours.digest, ours.end_of_text) == ("gpt2", GPT2_DIGEST, 50256)
+    assert (ours.kind, ours.digest, ours.end_of_text) == ("gpt2", gpt2.GPT2_DIGEST, 50256)
     assert ours.encode(TEXT) == theirs.encode_ordinary(TEXT)
     assert AutoTokenizer.from_pretrained(saved(ours, tmp_path))(TEXT)["input_ids"] == ours.encode(TEXT)
 
@@ -243,7 +246,7 @@ def test_gpt2_is_tiktokens_own_where_its_files_are_at_hand(tmp_path, monkeypatch
 def test_with_a_byte_fallback_no_character_is_unknown(text):
     ids = FALLBACK.encode(text)
     assert FALLBACK.decode(ids) == text
-    assert FALLBACK.encode_bytes(text.encode(), "a", 0).tolist() == ids
+    assert FALLBACK.encode_chunk(chunk(text.encode())).tolist() == ids
     assert len(ids) == sum(1 if c in "abc é" else len(c.encode()) for c in text)
 
 
@@ -261,7 +264,7 @@ def test_a_byte_fallback_is_saved_and_read_by_us_and_transformers(tmp_path):
 def test_special_token_text_is_plain_text_in_a_corpus_too(text):
     text = text + "<|endoftext|>" + text
     for kind in ["bytes", "bpe"]:
-        ids = TOKENIZERS[kind].encode_bytes(text.encode(), "a", 0).tolist()
+        ids = TOKENIZERS[kind].encode_chunk(chunk(text.encode())).tolist()
         assert ids == TOKENIZERS[kind].encode(text)
         assert TOKENIZERS[kind].end_of_text not in ids
 
@@ -302,7 +305,7 @@ def test_random_texts_come_back_from_their_ids(kind, long, monkeypatch):
             text = "".join(c for c in text if c.encode() in known)
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert tokenizer.encode_bytes(text.encode(), "x", 0).tolist() == ids
+        assert tokenizer.encode_chunk(chunk(text.encode())).tolist() == ids
         assert tokenizer.end_of_text not in ids
         count += 1
     print(f"random texts through {kind}: {count:,}")
@@ -314,7 +317,7 @@ def test_random_bytes_come_back_from_their_ids(long):
     data, ends = rng.bytes(count * 21), np.cumsum(rng.integers(0, 41, count)).tolist()
     for start, end in pairwise([0, *ends]):
         piece = data[start:end]
-        assert tokenizer.decode_bytes(tokenizer.encode_bytes(piece, "x", 0).tolist()) == piece
+        assert tokenizer.decode_bytes(tokenizer.encode_chunk(chunk(piece)).tolist()) == piece
     print(f"random byte strings through bytes: {count:,}")
 
 

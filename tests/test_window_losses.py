@@ -4,7 +4,7 @@ import torch
 
 from gptmini.config import GPTConfig, RuntimeConfig
 from gptmini.data.batching import validation_batches
-from gptmini.data.prepare import count_bytes
+from gptmini.data.token_files import count_bytes
 from gptmini.data.tokenizers import CharTokenizer
 from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.model import GPT

@@ -325,7 +325,7 @@ def _prepare(words: Sequence[str]) -> None:
     print(yaml.safe_dump(data.meta.model_dump(mode="json"), sort_keys=False), end="")
     if reports.stats:
         from gptmini.data.corpus import open_corpus
-        from gptmini.data.statistics import describe
+        from gptmini.evaluation.corpus_statistics import describe
 
         corpus = open_corpus(config.data.corpus, config.data.text_field, config.data.errors)
         figures = describe(corpus, data)._asdict()

@@ -1,25 +1,24 @@
-"""Batches of the token stream, as a function of the step.
+"""Tokens to batches: inputs and targets (B, T), as a function of the step.
 
-`Windows` says which windows of the training stream each step sees, computed from (seed, step) alone: there is
-no state that a resumed run could get wrong. The stream itself comes from `preparation.py`.
+`WindowSampler` says which windows of the training stream each step sees, computed from (seed, step) alone:
+there is no state that a resumed run could get wrong. `validation_batches` reads a split from end to end.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gptmini.data.prepare import release_pages
+from gptmini.data.shuffle import derive_key, permute
+from gptmini.data.token_files import release_pages
 
 
 class WindowSampler:
     """Which windows of a token stream each training step sees: shuffled epochs without replacement.
 
     An epoch visits every window of context_length tokens once, in an order that depends on (seed, epoch)
-    alone. The windows of each epoch begin at another offset, so that a text's tokens do not stand at the same
-    positions each time. Nothing is stored, so memory does not grow with the corpus.
+    alone. Nothing is stored, so memory does not grow with the corpus.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, seed: int) -> None:
@@ -30,20 +29,23 @@ class WindowSampler:
 
     def starts(self, step: int, batch_size: int) -> np.ndarray:
         """Where the windows of step 0, 1, ... begin in the stream, int64 (batch_size,)."""
-        positions = step * batch_size + np.arange(batch_size)
-        epochs = positions // self.per_epoch
+        # Number all windows ever seen from 0 on: step s takes the numbers from s * batch_size on.
+        numbers = step * batch_size + np.arange(batch_size)
+        epochs = numbers // self.per_epoch  # a batch may reach into the next epoch
         return np.concatenate(
             [
-                self._in_epoch(epoch, positions[epochs == epoch] % self.per_epoch)
+                self._starts_in_epoch(int(epoch), numbers[epochs == epoch] % self.per_epoch)
                 for epoch in np.unique(epochs)
             ]
         )
 
-    def _in_epoch(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Starts of the windows that come at these positions of an epoch's order."""
+    def _starts_in_epoch(self, epoch: int, numbers: np.ndarray) -> np.ndarray:
+        """Where the windows with these numbers in an epoch begin."""
+        # The windows lie side by side, from another offset in each epoch, so that a token is not always seen
+        # at the same position.
         slack = len(self.tokens) - 1 - self.per_epoch * self.context_length
-        offset = _key(self.seed, int(epoch)) % min(self.context_length, slack + 1)
-        return offset + self.context_length * permute(positions, self.per_epoch, (self.seed, int(epoch)))
+        offset = derive_key(self.seed, epoch) % min(self.context_length, slack + 1)
+        return offset + self.context_length * permute(numbers, self.per_epoch, (self.seed, epoch))
 
     def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor]:
         """The windows at `starts`: inputs and targets, int64 (B, T), each target the token after its input.
@@ -54,46 +56,18 @@ class WindowSampler:
                 [14, 15, 16]]), tensor([[11, 12, 13],
                 [15, 16, 17]]))
         """
-        T = self.context_length
-        windows = [torch.from_numpy(self.tokens[s : s + T + 1].astype(np.int64)) for s in starts]
-        release_pages(self.tokens)
-        batch = torch.stack(windows)  # (B, T + 1): equally long rows under one another
-        return batch[:, :-1], batch[:, 1:]
+        return stack_windows(self.tokens, starts, self.context_length)
 
 
-def permute(indices: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-    """Where a fixed shuffle of `size` things, chosen by `key`, puts each of `indices`, int64 (n,).
-
-    A Feistel network (Luby & Rackoff, 1988) shuffles the next power of four; an index that lands outside is
-    sent on until it lands inside, which keeps it a permutation. So no permutation is ever stored.
-
-    >>> sorted(permute(np.arange(10), 10, (1, 2)).tolist())
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half_bits) - 1)
-    rounds = [np.uint64(_key(*key, i)) for i in range(1, 5)]
-    result = indices.astype(np.uint64)
-    outside = np.ones(len(result), dtype=bool)
-    while outside.any():
-        left, right = result[outside] >> np.uint64(half_bits), result[outside] & mask
-        for round_key in rounds:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        result[outside] = (left << np.uint64(half_bits)) | right
-        outside = result >= size
-    return result.astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """A hash of each uint64: splitmix64's finalizer (Steele et al., 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _key(*parts: int) -> int:
-    """A 64-bit number that depends on all of `parts`."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, int64 (B, length), of the windows that begin at `starts`."""
+    # One token more than the model sees: the last position needs a target too.
+    windows = [torch.from_numpy(tokens[s : s + length + 1].astype(np.int64)) for s in starts]
+    release_pages(tokens)
+    # Equally long windows, stacked as rows: B of (T + 1,) make one (B, T + 1).
+    rows = torch.stack(windows)
+    # Targets are the inputs shifted by one: at each position the model predicts the next token.
+    return rows[:, :-1], rows[:, 1:]
 
 
 def validation_batches(
@@ -106,11 +80,8 @@ def validation_batches(
     """
     T = context_length
     targets = len(tokens) - 1 if max_tokens is None else min(max_tokens, len(tokens) - 1)
-    windows = WindowSampler(tokens, T, seed=0) if targets >= T else None
-    full = targets // T
+    full = targets // T  # windows of T tokens
     for first in range(0, full, batch_size):
-        assert windows is not None
-        yield windows.batch(T * np.arange(first, min(first + batch_size, full)))
+        yield stack_windows(tokens, T * np.arange(first, min(first + batch_size, full)), T)
     if rest := targets % T:
-        last = torch.from_numpy(tokens[full * T : full * T + rest + 1].astype(np.int64)).unsqueeze(0)
-        yield last[:, :-1], last[:, 1:]
+        yield stack_windows(tokens, np.array([T * full]), rest)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gptmini.data.datasets import NAMED, PYTHON_DOCS, open_named
+from gptmini.data.datasets import NAMED, open_named
 from gptmini.data.documents import (
     STANDARD_INPUT,
     Document,
@@ -25,6 +25,7 @@ from gptmini.data.documents import (
     read_documents,
     read_standard_input,
 )
+from gptmini.data.python_docs import PYTHON_DOCS
 from gptmini.errors import UserError
 from gptmini.schema import did_you_mean
 
@@ -39,6 +40,17 @@ class Chunk(NamedTuple):
     source: str  # the file or topic, for error messages
     offset: int  # of data[0] in the document, in bytes
     ends_document: bool
+
+    def text(self) -> str:
+        """The bytes as text. Raises UserError naming source and offset where they are not UTF-8."""
+        try:
+            return self.data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.source}: not UTF-8 text at byte {self.offset + error.start} "
+                f"(0x{self.data[error.start]:02x}): save it as UTF-8, use tokenizer.kind = bytes, which "
+                "takes any bytes, or set data.errors = replace"
+            ) from None
 
 
 class Contents(NamedTuple):
@@ -74,6 +86,23 @@ class Corpus:
                 yield from _cut(
                     source, blocks if self.errors == "strict" else decode_errors(blocks, self.errors)
                 )
+
+    def texts(self, max_bytes: int | None = None, end: int | None = None) -> Iterator[str]:
+        """The text, chunk by chunk, or about `max_bytes` of it in chunks at even distances.
+
+        `end` ends it after that many bytes of the corpus. Raises UserError where the text is not UTF-8.
+        """
+        end = self.contents.total_bytes if end is None else end
+        stride = 1 if max_bytes is None else -(-end // max_bytes)
+        position = 0
+        for i, chunk in enumerate(self.chunks()):
+            if position >= end:
+                return
+            start, position = position, position + len(chunk.data)
+            if position > end:
+                chunk = chunk._replace(data=chunk.data[: character_boundary(chunk.data, end - start)])
+            if i % stride == 0:
+                yield chunk.text()
 
     @cached_property
     def contents(self) -> Contents:

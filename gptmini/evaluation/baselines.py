@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptmini.data.prepare import TokenData
+from gptmini.data.token_files import TokenData
 from gptmini.data.tokenizers import Tokenizer
 
 TEXT_BYTES = 8 << 20  # of each split at most, so that it takes seconds and not minutes

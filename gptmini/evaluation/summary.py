@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gptmini.data.prepare import TokenData
+from gptmini.data.token_files import TokenData
 from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_share, longest_shared_run, text_blocks
 from gptmini.evaluation.window_losses import Window, WindowLosses

@@ -20,7 +20,7 @@ import torch
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, GPTConfig, dump_config, load_config
 from gptmini.data.corpus import open_corpus
-from gptmini.data.prepare import Meta, TokenData
+from gptmini.data.token_files import Meta, TokenData
 from gptmini.data.tokenizers import CharTokenizer
 from gptmini.errors import UserError
 from gptmini.model import GPT

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from gptmini.config import Config, GPTConfig
 from gptmini.data.prepare import find_prepared
-from gptmini.data.tokenizers import BPE_VOCAB_SIZE, load_tokenizer
+from gptmini.data.tokenizers import load_tokenizer
+from gptmini.data.tokenizers.byte_pair import BPE_VOCAB_SIZE
 from gptmini.training.estimate import Memory, mebibytes, micro_batch_size_per_rank, plan
 
 GPT2_VOCAB_SIZE = 50257

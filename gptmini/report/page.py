@@ -12,7 +12,8 @@ from gptmini import __version__
 from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import load
 from gptmini.config import RuntimeConfig
-from gptmini.data.prepare import TokenData, prepare
+from gptmini.data.prepare import prepare
+from gptmini.data.token_files import TokenData
 from gptmini.errors import DamagedError, UserError
 from gptmini.evaluation.baselines import measure_baselines
 from gptmini.report.runs import Run, flat_config, read_runs

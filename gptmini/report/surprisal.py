@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gptmini.data.prepare import TokenData
+from gptmini.data.token_files import TokenData
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.model import GPT

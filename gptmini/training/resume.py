@@ -10,7 +10,8 @@ from torch import nn
 from gptmini.checkpoint.hub import find_weights
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, open_weights
 from gptmini.config import Config, GPTConfig, ModelConfig, TokenizerConfig
-from gptmini.data.prepare import TokenData, prepare
+from gptmini.data.prepare import prepare
+from gptmini.data.token_files import TokenData
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.distributed.context import DistributedContext, copy_full_
 from gptmini.distributed.fsdp import build_model

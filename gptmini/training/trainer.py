@@ -13,7 +13,7 @@ from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, dump_config
 from gptmini.data.batching import WindowSampler, validation_batches
-from gptmini.data.prepare import TokenData
+from gptmini.data.token_files import TokenData
 from gptmini.distributed.context import full_tensor, join_process_group, to_local
 from gptmini.distributed.fsdp import checkpoint_activations
 from gptmini.errors import DivergedError, Stopped, UserError

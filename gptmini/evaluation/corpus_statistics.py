@@ -1,4 +1,4 @@
-"""What is worth knowing of a corpus before training on it."""
+"""What is worth knowing about a corpus before training on it: documents, repetition, bytes per token."""
 
 from array import array
 from collections.abc import Iterable
@@ -6,18 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk, Corpus
 from gptmini.data.dedup import split_paragraphs
-from gptmini.data.prepare import TokenData
-from gptmini.data.tokenizers import Tokenizer, build_tokenizer, sample
+from gptmini.data.token_files import TokenData
+from gptmini.data.tokenizers import load_gpt2
 from gptmini.errors import UserError
 
 SAMPLE_BYTES = 4 << 20
 
 
 class TextStatistics(NamedTuple):
-    """Figures of a corpus and its tokens."""
+    """A corpus and its tokens in numbers."""
 
     documents: int
     text_bytes: int
@@ -29,7 +28,7 @@ class TextStatistics(NamedTuple):
 
 
 def describe(corpus: Corpus, data: TokenData) -> TextStatistics:
-    """The figures of a corpus and the tokens that `prepare` made of it, from one more pass over the text."""
+    """Statistics of a corpus and the tokens that `prepare` made of it, from one more pass over the text."""
     contents = corpus.contents
     tokens = len(data.train) + len(data.val)
     return TextStatistics(
@@ -44,7 +43,7 @@ def describe(corpus: Corpus, data: TokenData) -> TextStatistics:
 
 
 def _repeated_bytes(chunks: Iterable[Chunk]) -> int:
-    """Bytes of paragraphs that stand further ahead already; needs 16 bytes of memory for each paragraph."""
+    """Bytes of paragraphs that stand earlier already; needs 16 bytes of memory for each paragraph."""
     hashes, lengths = array("q"), array("q")
     waiting = b""
     for chunk in chunks:
@@ -58,8 +57,8 @@ def _repeated_bytes(chunks: Iterable[Chunk]) -> int:
 
 def _gpt2_bytes_per_token(corpus: Corpus) -> float | None:
     try:
-        gpt2: Tokenizer = build_tokenizer(TokenizerConfig(kind="gpt2"), corpus)
-        texts = list(sample(corpus, SAMPLE_BYTES))
+        gpt2 = load_gpt2()
+        texts = list(corpus.texts(SAMPLE_BYTES))
     except UserError:
         return None
     return sum(len(text.encode()) for text in texts) / sum(len(gpt2.encode(text)) for text in texts)

@@ -1,0 +1,90 @@
+"""The documentation that every Python brings along, as a corpus: help topics and library docstrings.
+
+About 2 MB of English, the same on every machine with the same Python, and nothing to download.
+"""
+
+import ast
+import hashlib
+import inspect
+import itertools
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from gptmini.data.documents import Document, files_under
+from gptmini.errors import UserError
+
+PYTHON_DOCS = "python-docs"
+
+# Folders of the standard library without documentation of their own.
+_SKIPPED = frozenset({"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "pydoc_data"})
+_SKIPPED |= {"site-packages", "dist-packages", "__pycache__"}
+
+
+def read_python_docs() -> Iterator[Document]:
+    """The texts of `python_docs` as documents."""
+    for source, text in python_docs():
+        yield Document(source, [text.encode()])
+
+
+@cache
+def python_docs() -> tuple[tuple[str, str], ...]:
+    """(source, text) of each help topic and standard module of the running interpreter.
+
+    Paragraphs that stand in several places are kept once. The order is that of the texts' digests: fixed,
+    but as good as shuffled, so that the end of the corpus is a fair sample of the whole. Raises UserError
+    where Python was installed without its documentation.
+    """
+    seen: set[str] = set()
+    documents = []
+    for source, text in itertools.chain(_help_topics(), _docstrings()):
+        paragraphs = []
+        for paragraph in text.strip("\n").split("\n\n"):
+            key = " ".join(paragraph.split())
+            if key and key not in seen:
+                seen.add(key)
+                paragraphs.append(paragraph.rstrip())
+        if paragraphs:
+            documents.append((source, "\n\n".join(paragraphs) + "\n"))
+    if not documents:
+        raise UserError(
+            f"data.corpus = {PYTHON_DOCS}: Python {platform.python_version()} at {sys.prefix} was installed "
+            "without help topics and library sources; give the path of a text of your own"
+        )
+    documents.sort(key=lambda document: hashlib.sha256(document[1].encode()).digest())
+    return tuple(documents)
+
+
+def _help_topics() -> Iterator[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions package it apart
+        return
+    for name in sorted(topics):
+        yield f"help('{name}')", topics[name]
+
+
+def _docstrings() -> Iterator[tuple[str, str]]:
+    """The docstrings of each module of the standard library, read from its source and not by importing it."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in files_under(library, _SKIPPED):
+        if path.suffix == ".py":
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (OSError, SyntaxError, ValueError):  # a template, or a file for another version
+                continue
+            text = "\n\n".join(_docstrings_under(tree))
+            yield path.relative_to(library).as_posix(), text.encode(errors="replace").decode()
+
+
+def _docstrings_under(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+) -> Iterator[str]:
+    if docstring := ast.get_docstring(node, clean=False):
+        yield inspect.cleandoc(docstring)
+    for child in node.body:
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _docstrings_under(child)

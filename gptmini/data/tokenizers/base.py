@@ -1,0 +1,191 @@
+"""Text <-> token ids: what every tokenizer can do, whatever its tokens are.
+
+byte_pair.py and chars.py hold the two kinds of tokens. Each class names its kinds where it is defined, so
+that `train` and `load` find it here without importing it.
+"""
+
+import hashlib
+import json
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gptmini import atomic_io
+from gptmini.config import TokenizerConfig
+from gptmini.data.corpus import Chunk, open_corpus
+from gptmini.data.tokenizers.hf_files import TokenizerFile, read_tokenizer_file, tokenizer_files
+from gptmini.errors import UserError
+from gptmini.schema import validate
+
+END_OF_TEXT = "<|endoftext|>"
+BPE_SAMPLE_BYTES = 16 << 20  # of text to learn merges from; more takes longer and changes hardly a merge
+
+
+class Tokenizer(ABC):
+    """A vocabulary of byte strings, and the rule by which a text becomes their ids.
+
+    Special tokens, such as the end of text, stand for no text: nothing encodes to them (`<|endoftext|>` in
+    a text is thirteen characters like any others), and they decode to nothing.
+
+    >>> tokenizer = Tokenizer.train("low lower lowest", vocab_size=260)
+    >>> ids = tokenizer.encode("lower!")
+    >>> ids, [tokenizer.decode([i]) for i in ids]
+    ([257, 68, 81, 0], ['low', 'e', 'r', '!'])
+    >>> tokenizer.decode(ids), len(tokenizer)
+    ('lower!', 260)
+    """
+
+    kind: str
+    tokens: Sequence[bytes]  # the UTF-8 bytes that each id stands for, none for a special token
+    special_tokens: Mapping[str, int]
+    end_of_text: int | None  # always the last id; elsewhere, or None, only in tokenizers made by others
+
+    _classes: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by kind
+
+    def __init_subclass__(cls, kinds: Sequence[str] = ()) -> None:
+        super().__init_subclass__()
+        Tokenizer._classes.update(dict.fromkeys(kinds, cls))
+
+    # ------------------------------------------------------------------------------------ making one
+
+    @staticmethod
+    def train(
+        texts: str | Path | Iterable[str],
+        kind: str = "bpe",
+        vocab_size: int | None = None,
+        byte_fallback: bool = False,
+    ) -> "Tokenizer":
+        """A tokenizer learned from a text, from several, or from the files at a `Path`.
+
+        `kind` is bpe (with `vocab_size` tokens, 1024 unless given), chars (with `byte_fallback`, 256 more
+        tokens for all other characters) or bytes, which learns nothing. Raises UserError for another kind,
+        and for options that the kind does not have.
+        """
+        given = {
+            "kind": kind,
+            "vocab_size": None if vocab_size is None else operator.index(vocab_size),
+            "byte_fallback": byte_fallback,
+        }
+        config = validate(TokenizerConfig, given, "Tokenizer.train")
+        if kind not in Tokenizer._classes:
+            raise UserError(f"Tokenizer.train: kind = {kind}: has learned already; train bpe, chars or bytes")
+        if isinstance(texts, Path):
+            texts = open_corpus(str(texts)).texts(BPE_SAMPLE_BYTES if kind == "bpe" else None)
+        return Tokenizer._classes[kind]._learn([texts] if isinstance(texts, str) else texts, config)
+
+    @classmethod
+    @abstractmethod
+    def _learn(cls, texts: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
+        """A tokenizer of one of the class's kinds, learned from texts."""
+
+    @staticmethod
+    def load(folder: str | Path) -> "Tokenizer":
+        """The tokenizer in a folder: one that `save` wrote, a checkpoint, or a Hugging Face GPT-2 directory.
+
+        Raises UserError where there is none or it works in another way than GPT-2's, DamagedError where a
+        file is broken.
+        """
+        found = load_tokenizer(Path(folder).expanduser())
+        if found is None:
+            raise UserError(
+                f"{folder}: holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt, as a "
+                "Hugging Face GPT-2 directory has them"
+            )
+        return found
+
+    @classmethod
+    @abstractmethod
+    def _from_file(cls, file: TokenizerFile) -> "Tokenizer":
+        """The tokenizer that a file describes; UserError or DamagedError where it is none of this class."""
+
+    # ------------------------------------------------------------------------------------ text -> ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, special tokens included."""
+        return len(self.tokens)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises UserError naming a character without id, which only `chars` knows."""
+
+    @abstractmethod
+    def encode_chunk(self, chunk: Chunk) -> np.ndarray:
+        """The ids, uint32 (n,), of a chunk of a corpus.
+
+        Raises UserError naming the place where it is not UTF-8, which `bytes` accepts, or where a character
+        has no id.
+        """
+
+    def encode_chunks(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """The ids, uint32 (n,), of chunks in their order, with the end of text behind each document."""
+        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.uint32)
+        parts = []
+        for chunk in chunks:
+            parts.append(self.encode_chunk(chunk))
+            parts.append(end if chunk.ends_document else end[:0])
+        return np.concatenate(parts)
+
+    # ------------------------------------------------------------------------------------ ids -> text
+
+    def decode(self, ids: Any) -> str:
+        """The text that ids stand for: a list, an array or a tensor of shape (T,), or a single id.
+
+        Bytes that are not UTF-8 become U+FFFD, the replacement character. Raises UserError for an id outside
+        the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        """The bytes that ids stand for: exactly those that were encoded, UTF-8 or not."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # numpy's and PyTorch's
+        pieces = []
+        for i in [ids] if isinstance(ids, int) else ids:
+            if isinstance(i, Sequence):
+                raise UserError("decode takes the ids of one text, of shape (T,): decode each row by itself")
+            if not 0 <= i < self.vocab_size:
+                raise UserError(f"token id {i} is outside the tokenizer's vocabulary of {self.vocab_size}")
+            pieces.append(self.tokens[i])
+        return b"".join(pieces)
+
+    @cached_property
+    def token_byte_lengths(self) -> np.ndarray:
+        """int64 (V,): how many bytes of text each id stands for, which bits per byte divides by."""
+        return np.array([len(token) for token in self.tokens], dtype=np.int64)
+
+    # ------------------------------------------------------------------------------------ identity, files
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256, equal for tokenizers that give every text the same ids, wherever they come from."""
+        identity = [type(self).__name__, self.special_tokens, [token.hex() for token in self.tokens]]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write into a folder, new or not, the files that `load` and AutoTokenizer (transformers) read."""
+        folder = Path(folder).expanduser()
+        atomic_io.make_folder(folder)
+        for name, data in self.files().items():
+            atomic_io.write_file(folder / name, data)
+
+    def files(self) -> dict[str, bytes]:
+        """The contents of those files, by name."""
+        return tokenizer_files(self._file_entries(), self.special_tokens, self.end_of_text)
+
+    @abstractmethod
+    def _file_entries(self) -> dict[str, Any]:
+        """The entries of tokenizer.json that depend on the kind; `_from_file` reads them."""
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """As `Tokenizer.load`, but None where the folder holds no tokenizer."""
+    file = read_tokenizer_file(folder)
+    return None if file is None else Tokenizer._classes[file.kind]._from_file(file)

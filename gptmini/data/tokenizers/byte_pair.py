@@ -1,0 +1,217 @@
+"""Byte-pair encoding: GPT-2's tokenizer, for any list of merges.
+
+Differs from base.py in its tokens: the 256 bytes come first, so every text has ids, and each merge adds one
+token that joins two earlier ones. No merges: kind bytes. GPT-2's 50,000: kind gpt2 (gpt2.py). Others: bpe.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tiktoken
+from tiktoken_ext import openai_public
+
+from gptmini.config import TokenizerConfig
+from gptmini.data.corpus import Chunk
+from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from gptmini.data.tokenizers.hf_files import BPEModel, TokenizerFile
+from gptmini.errors import DamagedError, UserError
+
+BPE_VOCAB_SIZE = 1024  # where the config leaves it open
+GPT2_MERGES = 50_000
+BYTES = [bytes([byte]) for byte in range(256)]
+
+
+class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
+    """Every byte is a token, and each merge makes a new one of two.
+
+    A text is first cut into words by GPT-2's pattern; within a word the earliest merge goes first.
+
+    >>> tokenizer = BytePairTokenizer(BYTES + [b"he", b""], [(b"h", b"e")], {END_OF_TEXT: 257})
+    >>> tokenizer.encode("hehé")
+    [256, 104, 195, 169]
+    >>> tokenizer.decode([256, 104, 195, 169])
+    'hehé'
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Mapping[str, int],
+        end_of_text: str | None = END_OF_TEXT,
+    ) -> None:
+        """`merges` in their order, which is also the order of the merged tokens' ids."""
+        self.tokens = tuple(tokens)
+        self.merges = tuple(merges)
+        self.special_tokens = dict(special_tokens)
+        self.end_of_text = None if end_of_text is None else self.special_tokens[end_of_text]
+        self.kind = {0: "bytes", GPT2_MERGES: "gpt2"}.get(len(self.merges), "bpe")
+        ids = {token: i for i, token in enumerate(self.tokens) if token}
+        assert all(byte in ids for byte in BYTES), "tiktoken panics without all 256 bytes"
+        # tiktoken needs no list of merges: the token with the lowest id (its rank) is merged first
+        self._encoding = tiktoken.Encoding(
+            self.kind,
+            pat_str=openai_public.r50k_pat_str,
+            mergeable_ranks=ids,
+            # an id above all others: encode_chunks puts it between documents
+            special_tokens={END_OF_TEXT: len(self.tokens)},
+        )
+        self._id_of_byte = np.array([ids[byte] for byte in BYTES], dtype=np.uint32)
+
+    @classmethod
+    def _learn(cls, texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+        """Fewer merges than asked for where too few pairs stand in the texts at least twice."""
+        if config.kind == "bytes":
+            return cls([*BYTES, b""], [], {END_OF_TEXT: 256})
+        import tokenizers  # Hugging Face's, in Rust
+
+        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=(config.vocab_size or BPE_VOCAB_SIZE) - 1,  # one id is the end of text
+            min_frequency=2,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes
+            show_progress=False,
+        )
+        learner.train_from_iterator(map(_split_long_words, texts), trainer)
+        # from Hugging Face's printable characters back to bytes
+        learned = json.loads(learner.to_str())["model"]
+        tokens = [_from_unicode(text) for text in sorted(learned["vocab"], key=learned["vocab"].get)]
+        merges = [(_from_unicode(left), _from_unicode(right)) for left, right in learned["merges"]]
+        return cls([*tokens, b""], merges, {END_OF_TEXT: len(tokens)})
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; a lone surrogate, which is no character, counts as U+FFFD."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_chunk(self, chunk: Chunk) -> np.ndarray:
+        """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
+        if not self.merges:  # one id for each byte, UTF-8 or not
+            return self._id_of_byte[np.frombuffer(chunk.data, dtype=np.uint8)]
+        return self._encoding.encode_to_numpy(chunk.text(), disallowed_special=())
+
+    def encode_chunks(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """The same as Tokenizer's, by one call of tiktoken where possible.
+
+        With a call for each short document, threads spend more time waiting for Python's lock than encoding.
+        """
+        end = END_OF_TEXT.encode()
+        joined = b"".join(chunk.data + end for chunk in chunks)
+        whole = all(chunk.ends_document for chunk in chunks)
+        # one by one if a document goes on in the next batch, or if a text itself contains <|endoftext|>
+        if not (self.merges and whole) or joined.count(end) > len(chunks):
+            return super().encode_chunks(chunks)
+        try:
+            text = joined.decode()
+        except UnicodeDecodeError:
+            return super().encode_chunks(chunks)  # which names the place
+        ids = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        ends = ids == len(self.tokens)
+        return ids[~ends] if self.end_of_text is None else np.where(ends, np.uint32(self.end_of_text), ids)
+
+    # ------------------------------------------------------------------------------------ files
+
+    def _file_entries(self) -> dict[str, Any]:
+        vocabulary = {_to_unicode(token): i for i, token in enumerate(self.tokens) if token}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        return {
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": vocabulary,
+                "merges": [f"{_to_unicode(left)} {_to_unicode(right)}" for left, right in self.merges],
+            },
+        }
+
+    @classmethod
+    def _from_file(cls, file: TokenizerFile) -> Tokenizer:
+        model, path = file.model, file.path
+        if not isinstance(model, BPEModel) or not _works_like_gpt2(file, model):
+            raise UserError(
+                f"{path}: not a byte-level BPE tokenizer like GPT-2's, and no other kind can be read"
+            )
+        ids = file.ids()
+        made = {character: bytes([byte]) for byte, character in enumerate(_CHARACTER_OF_BYTE)}
+        for character in made.keys() - ids.keys():
+            raise DamagedError(f"{path}: byte 0x{made[character].hex()} has no id")
+
+        # Replay the merges: each must join two tokens made before, and get a higher id than the last.
+        merges: list[tuple[bytes, bytes]] = []
+        last_id = -1
+        for merge in model.merges:
+            parts = merge.split(" ") if isinstance(merge, str) else merge
+            token = "".join(parts)
+            if len(parts) != 2 or not all(part in made for part in parts) or token not in ids:
+                raise DamagedError(
+                    f"{path}: {merge!r:.60} is not a merge of two earlier tokens into one with an id"
+                )
+            if token in made or ids[token] < last_id:
+                raise UserError(f"{path}: the ids do not follow the order of the merges, as GPT-2's do")
+            last_id = ids[token]
+            merges.append((made[parts[0]], made[parts[1]]))
+            made[token] = made[parts[0]] + made[parts[1]]
+
+        # What no merge makes is a special token.
+        special_tokens = {text: i for text, i in ids.items() if text not in made}
+        if any(token.content in made for token in file.added_tokens):
+            raise UserError(
+                f"{path}: a special token is also plain text, which GPT-2's tokenizer does not have"
+            )
+        tokens = [made.get(text, b"") for text in sorted(ids, key=ids.__getitem__)]
+        end_of_text = next((n for n in (file.end_of_text, END_OF_TEXT) if n in special_tokens), None)
+        return cls(tokens, merges, special_tokens, end_of_text)
+
+
+def _works_like_gpt2(file: TokenizerFile, model: BPEModel) -> bool:
+    """Whether nothing in the file gives other ids than GPT-2's rule gives with these merges."""
+    pre_tokenizer = file.pre_tokenizer or {}
+    return (
+        pre_tokenizer.get("type") == "ByteLevel"
+        and not pre_tokenizer.get("add_prefix_space")
+        and bool(pre_tokenizer.get("use_regex", True))
+        and not file.normalizer
+        and not model.dropout
+        and not model.continuing_subword_prefix
+        and not model.end_of_word_suffix
+        and not model.byte_fallback
+        and not model.ignore_merges
+        and all(token.special for token in file.added_tokens)
+    )
+
+
+def _split_long_words(text: str) -> str:
+    """A line break after 1000 characters without whitespace: learning is quadratic in a word's length."""
+    return re.sub(r"(\S{1000})(?=\S)", r"\1\n", text)
+
+
+def _bytes_as_characters() -> list[str]:
+    """GPT-2's way to write bytes in JSON: printable Latin-1 as itself, the others as U+0100 and up.
+
+    >>> _bytes_as_characters()[ord(" ")], _bytes_as_characters()[ord("a")]
+    ('Ġ', 'a')
+    """
+    others = (chr(code) for code in range(256, 512))
+    return [chr(b) if chr(b).isprintable() and chr(b) != " " else next(others) for b in range(256)]
+
+
+_CHARACTER_OF_BYTE = _bytes_as_characters()
+_BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(_CHARACTER_OF_BYTE)}
+
+
+def _to_unicode(token: bytes) -> str:
+    return "".join([_CHARACTER_OF_BYTE[byte] for byte in token])
+
+
+def _from_unicode(text: str) -> bytes:
+    """Raises KeyError for a character that stands for no byte."""
+    return bytes([_BYTE_OF_CHARACTER[character] for character in text])

@@ -1,0 +1,130 @@
+"""One id for each character of a text.
+
+Differs from base.py in its tokens: single characters, in the order of their code points, so a text has as
+many ids as characters. A character that the training text did not have is an error, unless `byte_fallback`
+adds the 256 bytes as tokens.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptmini.config import TokenizerConfig
+from gptmini.data.corpus import Chunk
+from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from gptmini.data.tokenizers.hf_files import BPEModel, TokenizerFile
+from gptmini.errors import UserError
+
+CODE_POINTS = 0x110000  # Unicode's
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]  # Hugging Face's names of the bytes
+
+
+class CharTokenizer(Tokenizer, kinds=("chars",)):
+    """One id for each character; with `byte_fallback`, others become the ids of their UTF-8 bytes.
+
+    >>> tokenizer = CharTokenizer("abc")
+    >>> tokenizer.encode("cab"), tokenizer.end_of_text
+    ([2, 0, 1], 3)
+    >>> CharTokenizer("abc", byte_fallback=True).encode("cé")
+    [2, 198, 172]
+    """
+
+    kind = "chars"
+
+    def __init__(self, characters: Sequence[str], byte_fallback: bool = False) -> None:
+        self.characters = tuple(characters)
+        self.byte_fallback = byte_fallback
+        byte_tokens = [bytes([byte]) for byte in range(256)] if byte_fallback else []
+        self.tokens = (*(character.encode() for character in characters), *byte_tokens, b"")
+        self.end_of_text = len(self.tokens) - 1
+        self.special_tokens = {END_OF_TEXT: self.end_of_text}
+        # a table from code point to id, so that numpy encodes a whole chunk at once
+        self._id_of_code_point = np.full(CODE_POINTS, -1, dtype=np.int64)
+        self._id_of_code_point[[ord(character) for character in characters]] = np.arange(len(characters))
+
+    @classmethod
+    def _learn(cls, texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+        seen = np.zeros(CODE_POINTS, dtype=bool)
+        for text in texts:
+            seen[_code_points(text)] = True
+        seen[0xD800:0xE000] = False  # lone surrogates are no characters
+        return cls([chr(code_point) for code_point in np.flatnonzero(seen)], config.byte_fallback)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises UserError naming a character that the corpus did not have."""
+        ids = self._look_up(text)
+        if (ids < 0).any():
+            raise UserError(f"{self._unknown(text[(ids < 0).argmax()])}; leave it out")
+        return ids.tolist()
+
+    def encode_chunk(self, chunk: Chunk) -> np.ndarray:
+        """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
+        text = chunk.text()
+        ids = self._look_up(text)
+        if (ids < 0).any():
+            place = int((ids < 0).argmax())
+            raise UserError(
+                f"{chunk.source}: byte {chunk.offset + len(text[:place].encode())}: "
+                f"{self._unknown(text[place])}; use tokenizer.kind = bpe or bytes, which know them all"
+            )
+        return ids.astype(np.uint32)
+
+    def _look_up(self, text: str) -> np.ndarray:
+        """int64 ids; -1 for an unknown character, unless its bytes can stand for it."""
+        code_points = _code_points(text)
+        ids = self._id_of_code_point[code_points]
+        unknown = ids < 0
+        if not (self.byte_fallback and unknown.any()):
+            return ids
+        # make room: an unknown character takes as many ids as it has bytes in UTF-8
+        utf8_lengths = 1 + np.searchsorted([0x80, 0x800, 0x10000], code_points, side="right")
+        widths = np.where(unknown, utf8_lengths, 1)
+        ids = np.repeat(ids, widths)
+        # then put the ids of those bytes there, which come after the characters'
+        letters = code_points[unknown].tobytes().decode("utf-32-le", errors="surrogatepass")
+        bytes_of_unknown = np.frombuffer(letters.encode(errors="surrogatepass"), dtype=np.uint8)
+        ids[np.repeat(unknown, widths)] = len(self.characters) + bytes_of_unknown.astype(np.int64)
+        return ids
+
+    def _unknown(self, character: str) -> str:
+        name = unicodedata.name(character, "a character without name")
+        return (
+            f"the character {character!r} (U+{ord(character):04X}, {name}) is not among the "
+            f"{len(self.characters)} characters of this tokenizer"
+        )
+
+    # ------------------------------------------------------------------------------------ files
+
+    def _file_entries(self) -> dict[str, Any]:
+        vocabulary = {character: i for i, character in enumerate(self.characters)}
+        every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
+        model: dict[str, Any] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": END_OF_TEXT}
+        decoder: dict[str, Any] = {"type": "Fuse"}
+        if self.byte_fallback:  # byte pairs without merges: a character, or else its bytes
+            vocabulary |= {name: len(self.characters) + byte for byte, name in enumerate(BYTE_TOKENS)}
+            model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True}
+            decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, decoder]}
+        return {
+            "pre_tokenizer": {**every_character, "invert": False},
+            "decoder": decoder,
+            "model": model,
+        }
+
+    @classmethod
+    def _from_file(cls, file: TokenizerFile) -> Tokenizer:
+        ids = file.ids()
+        *characters, last = sorted(ids, key=ids.__getitem__) or [""]
+        byte_fallback = isinstance(file.model, BPEModel)
+        if byte_fallback:
+            characters, byte_tokens = characters[:-256], characters[-256:]
+            if byte_tokens != BYTE_TOKENS:
+                raise UserError(f"{file.path}: its last tokens are not the 256 bytes and the end of text")
+        if last != END_OF_TEXT or any(len(character) != 1 for character in characters):
+            raise UserError(f"{file.path}: its tokens are words, and only single characters can be read")
+        return cls(characters, byte_fallback)
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
