@@ -1,4 +1,6 @@
-"""gptmini: train GPT-2-style language models on your own text, and generate from them.
+"""Train GPT-2-style language models on your own text, and generate from them.
+
+`__all__` lists the public names; docs/python-api.md has an example of each.
 
 >>> import gptmini, torch
 >>> model = gptmini.GPT(gptmini.GPTConfig(vocab_size=65, n_layer=2, n_head=2, n_embd=32, context_length=16))
@@ -9,11 +11,15 @@ torch.Size([1, 8, 65])
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same table as below, for type checkers and editors
     from gptmini.checkpoint.store import load as load
     from gptmini.config import Config as Config
     from gptmini.config import GPTConfig as GPTConfig
+    from gptmini.config import load_config as load_config
+    from gptmini.data.tokenizers import Tokenizer as Tokenizer
     from gptmini.generation.generate import generate as generate
+    from gptmini.generation.generate import generate_text as generate_text
+    from gptmini.generation.generate import stream as stream
     from gptmini.model import GPT as GPT
     from gptmini.training.trainer import train as train
 
@@ -22,9 +28,13 @@ _MODULE_OF = {
     "GPT": "gptmini.model",
     "GPTConfig": "gptmini.config",
     "Config": "gptmini.config",
-    "generate": "gptmini.generation.generate",
+    "load_config": "gptmini.config",
+    "Tokenizer": "gptmini.data.tokenizers",
     "load": "gptmini.checkpoint.store",
     "train": "gptmini.training.trainer",
+    "generate": "gptmini.generation.generate",
+    "generate_text": "gptmini.generation.generate",
+    "stream": "gptmini.generation.generate",
 }
 __all__ = sorted(_MODULE_OF)
 
@@ -37,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]
