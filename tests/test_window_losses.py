@@ -22,15 +22,15 @@ def model():
 
 
 @pytest.mark.parametrize("max_tokens", [None, 24])
-def test_the_whole_is_what_training_reports(model, max_tokens):
+def test_the_overall_loss_is_what_training_reports(model, max_tokens):
     tokens = np.random.default_rng(0).integers(0, 6, 103)
     model.train()
     found = evaluate_windows(model, tokens, TOKENIZER, 8, RUNTIME, batch_size=3, max_tokens=max_tokens)
     batches = validation_batches(tokens, 8, 5, max_tokens)
     expected = evaluate(model, batches, lambda targets: count_bytes(TOKENIZER, targets), RUNTIME)
-    assert found.whole.loss == pytest.approx(expected.loss, rel=1e-5)
-    assert found.whole.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-5)
-    assert found.whole.tokens == expected.tokens
+    assert found.overall.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.overall.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-5)
+    assert found.overall.tokens == expected.tokens
     assert model.training
 
 
@@ -55,4 +55,4 @@ def test_the_extremes_are_the_windows_with_most_and_least_surprise():
 def test_a_text_shorter_than_a_window_is_one(model):
     found = evaluate_windows(model, np.array([0, 1, 2]), TOKENIZER, 8, RUNTIME)
     assert [window.text for window in found.worst] == ["bc"]
-    assert found.whole.tokens == 2
+    assert found.overall.tokens == 2

@@ -7,9 +7,7 @@ before a command starts to work.
 """
 
 import contextlib
-import dataclasses
 import io
-import itertools
 import os
 import signal
 import sys
@@ -44,7 +42,6 @@ from gptmini.yaml_io import parse_yaml
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-    from gptmini.evaluation.window_losses import WindowLosses
 
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
 
@@ -394,53 +391,17 @@ def _read_prompt(options: GenerateOptions) -> str:
 
 def _evaluate(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("evaluate", words, EvaluateOptions)
-    weights = _weights(options)
-    from gptmini.checkpoint.store import load
-    from gptmini.config import RuntimeConfig
-    from gptmini.data.corpus import open_corpus
-    from gptmini.data.prepare import encode_corpus, prepare
-    from gptmini.evaluation import summary
-    from gptmini.evaluation.window_losses import evaluate_windows
-    from gptmini.generation.cpu_linear import optimize_for_cpu
-    from gptmini.training.runtime import start_runtime
+    precision = _weights(options)
+    from gptmini.evaluation.summary import evaluate_checkpoint
 
-    runtime = start_runtime(RuntimeConfig(device=options.device, precision="fp32"))
-    model, tokenizer = load(checkpoint, str(runtime.device))
-    if tokenizer is None:
-        raise UserError(f"{checkpoint}: holds no tokenizer, so it cannot read a text")
-    try:
-        data = prepare(_run_config(checkpoint).data, tokenizer, model.config.context_length)
-    except UserError:
-        if options.corpus is None or options.memorization:
-            raise
-        data = None  # the text that the model has learned from is not at hand, and can be done without
-    if options.corpus is not None:
-        tokens = encode_corpus(open_corpus(options.corpus, key="--corpus"), tokenizer)
-        if len(tokens) < 2:
-            raise UserError(f"--corpus {' '.join(options.corpus)}: is less than two tokens long")
-        data = data and dataclasses.replace(data, val=tokens)
-    else:
-        assert data is not None
-        tokens = data.val
-    length = model.config.context_length
-
-    def measure() -> "WindowLosses":
-        return evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=options.batch_size)
-
-    exact = found = measure()
-    if weights != "fp32":
-        model = optimize_for_cpu(model, weights)
-        found = measure()
-    lines = summary.evaluation(found, length)
-    if weights != "fp32":
-        cost = found.whole.loss - exact.whole.loss
-        line = f"\n{weights} costs     {cost:+.5f} nats per token; fp32 has {exact.whole.loss:.4f}"
-        lines = itertools.chain(lines, [line])
-    if data is not None:
-        lines = itertools.chain(lines, summary.references(data))
-    if data is not None and options.memorization:
-        lines = itertools.chain(lines, summary.memorization(model, data))
-    for line in lines:
+    for line in evaluate_checkpoint(
+        checkpoint,
+        options.corpus,
+        memorization=options.memorization,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=precision,
+    ):
         print(line, flush=True)
 
 
@@ -514,14 +475,6 @@ def _configs(words: Sequence[str]) -> None:
         return
     for name, text in texts.items():
         print(f"{name:20} {text.partition('# Purpose:')[2].partition(chr(10))[0].strip()}")
-
-
-def _run_config(checkpoint: str) -> Config:
-    """The config of the run that a checkpoint, or the run folder itself, belongs to."""
-    for folder in (Path(checkpoint), Path(checkpoint).resolve().parent.parent):
-        if (folder / "config.yaml").is_file():
-            return load_config(folder / "config.yaml")
-    raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: say which text by --corpus")
 
 
 # ------------------------------------------------------------------------------------------------ words

@@ -1,1 +1,1 @@
-"""Weights -> figures: how good a model is, and by what measure."""
+"""How well a model predicts text: losses, baselines to beat, and memorization."""

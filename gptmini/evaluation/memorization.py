@@ -1,7 +1,7 @@
-"""How much of a text stands word for word in another: has a model learned its training text by heart?
+"""How much of a text is copied verbatim from another: has a model memorized its training text?
 
-Both functions slide over the long text with hashes of fixed-length pieces, so that it may be of any size:
-they take it in blocks, and need memory for the short text only.
+Both functions compare hashes of all substrings of one length. The long text comes in blocks, so memory
+depends on the short text only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,93 +12,88 @@ import numpy as np
 from gptmini.data.tokenizers import Tokenizer
 
 BLOCK_TOKENS = 1 << 18
-COPIED_BYTES = 50  # a run of so many bytes is no coincidence
+COPIED_BYTES = 50  # a run this long is not a coincidence
 
 
 class SharedRun(NamedTuple):
-    """The longest piece of a text that stands in another."""
+    """The longest substring of a text that another text contains."""
 
     text: str
-    start: int  # in bytes, in the shorter text
-
-    @property
-    def characters(self) -> int:
-        """Its length."""
-        return len(self.text)
+    start: int  # byte offset in the shorter text
 
 
 def longest_shared_run(text: bytes, blocks: Iterable[bytes]) -> SharedRun:
-    """The longest run of characters of `text` that also stands in the text which `blocks` make together.
+    """The longest run of characters of `text` that the concatenated `blocks` contain too.
 
     >>> longest_shared_run("to be or not to bé".encode(), ["is it not t".encode(), "o bè like".encode()])
     SharedRun(text=' not to b', start=8)
     """
     best, start = 0, 0
-    before = b""
+    previous = b""  # the end of the blocks so far: a run may cross the border
     for block in blocks:
-        both = before + block
-        while best < len(text):  # is there a longer one that ends in this block?
+        window = previous + block
+        # Lengthen the best run by 1, 2, 4, ... bytes while the window has one, then by 1 again.
+        while best < len(text):
             step = 1
-            while (place := _find_shared(text, both, best + step)) is not None:
-                best, start, step = best + step, place, 2 * step
+            while (found := _find_shared(text, window, best + step)) is not None:
+                best, start, step = best + step, found, 2 * step
             if step == 1:
                 break
-        before = both[max(0, len(both) - max(len(text), 1)) :]
-    return SharedRun(_whole_characters(text[start : start + best]), start)
+        previous = window[max(0, len(window) - max(len(text), 1)) :]
+    whole_characters = text[start : start + best].decode("utf-8", errors="ignore")
+    return SharedRun(whole_characters, start)
 
 
 def copied_share(text: bytes, blocks: Iterable[bytes]) -> float:
-    """The share of `text` that lies in runs of at least COPIED_BYTES bytes which `blocks` hold as well.
+    """The fraction of `text` inside runs of at least COPIED_BYTES bytes that `blocks` contain too.
 
     >>> copied_share(b"x" * 60 + b"y" * 60, [b"ab" + b"x" * 30, b"x" * 22])
     0.5
     """
-    hashes = _hashes(np.frombuffer(text, dtype=np.uint8), COPIED_BYTES)
-    pieces, piece_of = np.unique(hashes, return_inverse=True)
-    found = np.zeros(len(pieces), dtype=bool)
-    before = b""
+    hashes = _hashes(text, COPIED_BYTES)  # one for each position in the text
+    unique, unique_index = np.unique(hashes, return_inverse=True)
+    copied = np.zeros(len(unique), dtype=bool)
+    previous = b""
     for block in blocks:
-        both = before + block
-        theirs = np.unique(_hashes(np.frombuffer(both, dtype=np.uint8), COPIED_BYTES))
-        found |= np.isin(pieces, theirs, assume_unique=True)
-        before = both[max(0, len(both) - COPIED_BYTES + 1) :]
-    begins = np.flatnonzero(found[piece_of])
-    change = np.zeros(len(text) + 1, dtype=np.int64)  # +1 where a run begins, -1 behind its end
+        window = previous + block
+        copied |= np.isin(unique, np.unique(_hashes(window, COPIED_BYTES)), assume_unique=True)
+        previous = window[max(0, len(window) - COPIED_BYTES + 1) :]
+    # Each copied substring covers COPIED_BYTES bytes: +1 where one begins, -1 behind its end, then sum up.
+    begins = np.flatnonzero(copied[unique_index])
+    change = np.zeros(len(text) + 1, dtype=np.int64)
     np.add.at(change, begins, 1)
     np.add.at(change, begins + COPIED_BYTES, -1)
     return float((np.cumsum(change)[:-1] > 0).mean()) if text else 0.0
 
 
 def text_blocks(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
-    """The text of a token stream, a block at a time."""
+    """The text of a token stream, in blocks of BLOCK_TOKENS tokens."""
     for start in range(0, len(tokens), BLOCK_TOKENS):
         yield tokenizer.decode_bytes(tokens[start : start + BLOCK_TOKENS].tolist())
 
 
 def _find_shared(text: bytes, other: bytes, length: int) -> int | None:
-    """Where a piece of `length` bytes begins in `text` that `other` holds too."""
-    if length > min(len(text), len(other)):
-        return None
-    ours = _hashes(np.frombuffer(text, dtype=np.uint8), length)
-    theirs = _hashes(np.frombuffer(other, dtype=np.uint8), length)
-    for place in np.flatnonzero(np.isin(ours, theirs)):
-        if text[place : place + length] in other:
-            return int(place)
+    """Where a substring of `length` bytes begins in `text` that `other` contains too."""
+    matches = np.isin(_hashes(text, length), _hashes(other, length))
+    for start in np.flatnonzero(matches):
+        if text[start : start + length] in other:  # equal hashes may be a collision
+            return int(start)
     return None
 
 
-def _hashes(data: np.ndarray, length: int) -> np.ndarray:
-    """A hash, uint64 (n - length + 1,), of each piece of `length` bytes of data, uint8 (n,).
+def _hashes(text: bytes, length: int) -> np.ndarray:
+    """A hash, uint64 (n - length + 1,), of each substring of `length` bytes of a text of n bytes.
 
-    Pieces of twice the length are made of two, so it takes log2(length) passes.
+    A hash of 2 w bytes combines two hashes of w bytes, so this takes log2(length) passes.
     """
-    if len(data) < length:
+    if len(text) < length:
         return np.empty(0, dtype=np.uint64)
+    data = np.frombuffer(text, dtype=np.uint8)
     hashes, width = _mix(data.astype(np.uint64) + np.uint64(1)), 1
     while 2 * width <= length:
         hashes = _mix(hashes[:-width] * np.uint64(3) + hashes[width:])
         width *= 2
-    if width < length:  # two that overlap
+    if width < length:  # not a power of two: combine two that overlap
         hashes = _mix(hashes[: len(data) - length + 1] * np.uint64(5) + hashes[length - width :])
     return hashes
 
@@ -106,7 +101,3 @@ def _hashes(data: np.ndarray, length: int) -> np.ndarray:
 def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
     return x ^ (x >> np.uint64(29))
-
-
-def _whole_characters(data: bytes) -> str:
-    return data.decode("utf-8", errors="ignore")

@@ -1,66 +1,131 @@
-"""What `gptmini evaluate` prints."""
+"""What `gptmini evaluate` prints: loss, best and worst windows, baselines, memorization."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
+from gptmini.checkpoint.store import load
+from gptmini.config import Config, RuntimeConfig, load_config
+from gptmini.data.corpus import open_corpus
+from gptmini.data.prepare import encode_corpus, prepare
 from gptmini.data.token_files import TokenData
+from gptmini.errors import UserError
 from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_share, longest_shared_run, text_blocks
-from gptmini.evaluation.window_losses import Window, WindowLosses
+from gptmini.evaluation.window_losses import Window, WindowLosses, evaluate_windows
+from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate_text
 from gptmini.model import GPT
+from gptmini.training.runtime import start_runtime
 
 SAMPLES, SAMPLE_TOKENS = 16, 256
-COMPARED_BYTES = 8 << 20  # of the validation text, held against all of the training text
-EXCERPT = 70  # characters
+COMPARED_BYTES = 8 << 20  # of the validation text, searched for in all of the training text
+EXCERPT_CHARACTERS = 70
 
 
-def evaluation(found: WindowLosses, length: int) -> Iterator[str]:
-    """Lines: the loss over a text, and the windows of `length` tokens where it is highest and lowest."""
-    yield f"loss           {found.whole.loss:.4f} nats per token"
-    yield f"perplexity     {found.whole.perplexity:.2f}"
-    yield f"bits per byte  {found.whole.bits_per_byte:.4f}"
-    yield f"tokens         {found.whole.tokens:,}"
+def evaluate_checkpoint(
+    checkpoint: str,
+    corpus: Sequence[str] | None = None,
+    *,
+    memorization: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+) -> Iterator[str]:
+    """Lines: how well a checkpoint predicts the validation split of its own run, or the text in `corpus`.
+
+    With a `precision` below fp32 also what that costs in loss. Raises UserError where there is no text to
+    evaluate on.
+    """
+    runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
+    model, tokenizer = load(checkpoint, str(runtime.device))
+    if tokenizer is None:
+        raise UserError(f"{checkpoint}: holds no tokenizer, so it cannot read a text")
+    length = model.config.context_length
+
+    # The run's own text is what baselines are trained on; with --corpus it may be missing.
+    data: TokenData | None = None
+    try:
+        data = prepare(_run_config(checkpoint).data, tokenizer, length)
+    except UserError:
+        if corpus is None or memorization:
+            raise
+    if corpus is not None:
+        tokens = encode_corpus(open_corpus(tuple(corpus), key="--corpus"), tokenizer)
+        if len(tokens) < 2:
+            raise UserError(f"--corpus {' '.join(corpus)}: is less than two tokens long")
+        data = data and dataclasses.replace(data, val=tokens)
+    else:
+        assert data is not None
+        tokens = data.val
+
+    found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
+    exact = found.overall.loss
+    if precision != "fp32":
+        model = optimize_for_cpu(model, precision)
+        found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
+    yield from _window_lines(found, length)
+    if precision != "fp32":
+        cost = found.overall.loss - exact
+        yield f"\n{precision} costs     {cost:+.5f} nats per token; fp32 has {exact:.4f}"
+    if data is not None:
+        yield from _baseline_lines(data)
+    if data is not None and memorization:
+        yield from _memorization_lines(model, data)
+
+
+def _run_config(checkpoint: str) -> Config:
+    """The config of the run that a checkpoint belongs to; it may be the run folder itself."""
+    for folder in (Path(checkpoint), Path(checkpoint).resolve().parent.parent):
+        if (folder / "config.yaml").is_file():
+            return load_config(folder / "config.yaml")
+    raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: name a text by --corpus")
+
+
+def _window_lines(found: WindowLosses, length: int) -> Iterator[str]:
+    yield f"loss           {found.overall.loss:.4f} nats per token"
+    yield f"perplexity     {found.overall.perplexity:.2f}"
+    yield f"bits per byte  {found.overall.bits_per_byte:.4f}"
+    yield f"tokens         {found.overall.tokens:,}"
     for name, windows in (("worst", found.worst), ("best", found.best)):
         yield f"\n{name} windows of {length} tokens, in nats per token:"
-        yield from map(_window, windows)
+        yield from map(_window_line, windows)
 
 
-def references(data: TokenData) -> Iterator[str]:
-    """Lines: what compressors and a 5-gram model reach on the same validation text."""
+def _window_line(window: Window) -> str:
+    return f"  {window.loss:.3f} from token {window.start:,}: {_excerpt(window.text)}"
+
+
+def _baseline_lines(data: TokenData) -> Iterator[str]:
     found = measure_baselines(data)
     val_bytes = data.tokenizer.token_byte_lengths[data.val].sum()
-    of_val = "the same text" if found.val_bytes == val_bytes else f"its first {found.val_bytes:,}"
-    whole = found.train_bytes >= data.meta.train_bytes
-    of_train = "the training text" if whole else f"the last {found.train_bytes:,} bytes of the training text"
-    yield f"\nbits per byte of {of_val}, given {of_train}, by others:"
+    of_val = "the same text" if found.val_bytes == val_bytes else f"its first {found.val_bytes:,} bytes"
+    all_of_it = found.train_bytes >= data.meta.train_bytes
+    of_train = "" if all_of_it else f"the last {found.train_bytes:,} bytes of "
+    yield f"\nbaselines, in bits per byte of {of_val}, given {of_train}the training text:"
     yield f"  gzip         {found.gzip:.4f}"
     yield f"  xz           {found.xz:.4f}"
     yield f"  5-gram       {found.five_gram:.4f}"
 
 
-def memorization(model: GPT, data: TokenData) -> Iterator[str]:
-    """Lines: how much of samples, and of the validation text, stands in the training text word for word."""
+def _memorization_lines(model: GPT, data: TokenData) -> Iterator[str]:
+    """What samples share with the training text, beside what the validation text shares with it."""
     texts = generate_text(
         model, data.tokenizer, "", num_samples=SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=0
     )
     samples = "\0".join(texts).encode()
     val = first_bytes(data.val, data.tokenizer, COMPARED_BYTES)
 
-    def shares_with_training(text: bytes) -> str:
+    yield f"\nlongest run copied from the training text, in {len(samples):,} bytes"
+    # A longer text shares a longer run by chance, so both have the same size.
+    for name, text in (("samples", samples), ("validation text", val[: len(samples)])):
         run = longest_shared_run(text, text_blocks(data.train, data.tokenizer))
-        return f"{run.characters} characters: {_excerpt(run.text)}"
-
-    yield f"\nlongest run that stands in the training text too, in {len(samples):,} bytes"
-    yield f"  of samples           {shares_with_training(samples)}"
-    yield f"  of validation text   {shares_with_training(val[: len(samples)])}"
-    yield f"share that stands there in runs of {COPIED_BYTES} bytes or more"
+        yield f"  of {name:17} {len(run.text)} characters: {_excerpt(run.text)}"
+    yield f"share that lies in copied runs of {COPIED_BYTES} bytes or more"
     for name, text in (("samples", samples), (f"{len(val):,} bytes of validation text", val)):
         share = copied_share(text, text_blocks(data.train, data.tokenizer))
         yield f"  of {name}: {share:.2%}"
-
-
-def _window(window: Window) -> str:
-    return f"  {window.loss:.3f} from token {window.start:,}: {_excerpt(window.text)}"
 
 
 def _excerpt(text: str) -> str:
@@ -69,4 +134,5 @@ def _excerpt(text: str) -> str:
     >>> _excerpt("two\\nlines")
     "'two\\\\nlines'"
     """
-    return repr(text if len(text) <= EXCERPT else text[: EXCERPT - 3] + "...")
+    limit = EXCERPT_CHARACTERS
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

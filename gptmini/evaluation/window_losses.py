@@ -1,5 +1,7 @@
-"""Which parts of a text a model predicts worst and best."""
+"""Which parts of a text a model predicts best and worst."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -14,20 +16,32 @@ from gptmini.training.runtime import Runtime
 
 
 class Window(NamedTuple):
-    """A stretch of text that the model saw at once."""
+    """The targets of one forward pass: up to context_length tokens of the text."""
 
-    start: int  # of its first token in the stream
+    start: int  # index of its first token in the text
     loss: float  # nats per token
     bits_per_byte: float
     text: str
 
 
 class WindowLosses(NamedTuple):
-    """A whole text's evaluation, and its extremes."""
+    """The evaluation of a text, and its windows with the highest and the lowest loss."""
 
-    whole: Evaluation
-    worst: list[Window]  # the worst first
-    best: list[Window]  # the best first
+    overall: Evaluation
+    worst: list[Window]  # highest loss first
+    best: list[Window]  # lowest loss first
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; afterwards each submodule is in the mode that it was in."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 @torch.inference_mode()
@@ -42,39 +56,37 @@ def evaluate_windows(
     count: int = 3,
     max_tokens: int | None = None,
 ) -> WindowLosses:
-    """The model's loss over a token stream (N,), and the `count` windows where it is highest and lowest.
+    """The model's loss over tokens (N,), N >= 2, and the `count` windows where it is highest and lowest.
 
-    The windows are those of training.loss.evaluate, and so is the loss of the whole. The last, shorter window
-    counts in the whole but is no extreme, unless it is the only one. Needs two tokens or more.
+    Windows and overall loss are those of `training.loss.evaluate_batches`. A last, shorter window counts
+    overall but is not ranked, unless it is the only one.
     """
-    lengths = torch.from_numpy(tokenizer.token_byte_lengths)
-    counts, sums, sizes = [], [], []  # of each window: tokens, nats, bytes of text
-    training = model.training
-    model.eval()
-    for inputs, targets in validation_batches(tokens, context_length, batch_size, max_tokens):
-        with runtime.autocast():
-            logits = model(runtime.to_device(inputs))
-        nats = F.cross_entropy(
-            logits.float().flatten(0, 1), runtime.to_device(targets).flatten(), reduction="none"
-        )
-        counts += [targets.shape[1]] * len(targets)
-        sums += nats.view(targets.shape).sum(dim=1, dtype=torch.float32).tolist()
-        sizes += lengths[targets].sum(dim=1).tolist()
-    model.train(training)
+    byte_lengths = torch.from_numpy(tokenizer.token_byte_lengths)  # (V,)
+    lengths, nats, text_bytes = [], [], []  # of each window: tokens, total loss, bytes of text
+    with eval_mode(model):
+        for inputs, targets in validation_batches(tokens, context_length, batch_size, max_tokens):
+            with runtime.autocast():
+                logits = model(runtime.to_device(inputs))  # (B, T, V)
+            # reduction="none" keeps a loss for each token, to be summed by window instead of by batch.
+            losses = F.cross_entropy(
+                logits.float().flatten(0, 1), runtime.to_device(targets).flatten(), reduction="none"
+            )  # (B * T,)
+            lengths += [targets.shape[1]] * len(targets)
+            nats += losses.view(targets.shape).sum(dim=1, dtype=torch.float32).tolist()
+            text_bytes += byte_lengths[targets].sum(dim=1).tolist()
 
-    whole = Evaluation(sum(sums) / sum(counts), bits_per_byte(sum(sums), sum(sizes)), sum(counts))
-    losses = np.array(sums) / counts
-    if len(counts) > 1 and counts[-1] < context_length:
-        losses = losses[:-1]
-    order = np.argsort(losses, kind="stable")
+    overall = Evaluation(
+        sum(nats) / sum(lengths), bits_per_byte(sum(nats), sum(text_bytes)), tokens=sum(lengths)
+    )
+    window_losses = np.array(nats) / lengths
+    if len(lengths) > 1 and lengths[-1] < context_length:
+        window_losses = window_losses[:-1]
+    order = np.argsort(window_losses, kind="stable").tolist()  # lowest loss first
 
     def window(i: int) -> Window:
-        start = i * context_length
-        text = tokenizer.decode(tokens[start + 1 : start + 1 + counts[i]].tolist())
-        return Window(start + 1, float(losses[i]), bits_per_byte(sums[i], sizes[i]), text)
+        start = i * context_length + 1  # the token before it is input only
+        text = tokenizer.decode(tokens[start : start + lengths[i]].tolist())
+        return Window(start, float(window_losses[i]), bits_per_byte(nats[i], text_bytes[i]), text)
 
-    return WindowLosses(
-        whole,
-        worst=[window(int(i)) for i in order[::-1][:count]],
-        best=[window(int(i)) for i in order[:count]],
-    )
+    worst, best = order[::-1][:count], order[:count]
+    return WindowLosses(overall, worst=[window(i) for i in worst], best=[window(i) for i in best])
