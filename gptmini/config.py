@@ -19,7 +19,7 @@ Device = (
 )
 
 Attention = Annotated[
-    Literal["eager", "sdpa"],
+    Literal["eager", "additive", "sdpa"],
     BeforeValidator(lambda value: "eager" if value == "masked" else value),  # its name in older files
 ]
 
@@ -38,8 +38,8 @@ class ModelConfig(Section):
     bias: bool = Field(True, description="Biases in the Linear and LayerNorm layers, as GPT-2 has them.")
     attention: Attention = Field(
         "eager",
-        description="eager: tril and masked_fill_, the one to read, and fast on CPUs at short contexts; "
-        "sdpa: PyTorch's fused kernel, for long contexts and GPUs. Both compute the same.",
+        description="eager: tril and masked_fill_, the one to read; additive: the same bits and a faster "
+        "backward pass, for CPUs at short contexts; sdpa: PyTorch's fused kernel, for long contexts, GPUs.",
     )
 
     @model_validator(mode="after")

@@ -1,70 +1,94 @@
-"""GPT-2, from token ids to logits: attention, MLP, Block, GPT.
+"""GPT-2, from token ids to logits: attention, MLP, Block, GPT. Read it top to bottom.
 
 The model of "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019), exactly: learned
 absolute positions, LayerNorm before each part, tanh GELU, output weights tied to the token embedding. It
-knows no device, file, optimizer or progress bar; read it top to bottom.
+knows no device, rank, optimizer, file or progress bar.
 
 Letters in shapes, the same everywhere:
-    B  batch            T  tokens in the sequence      S  tokens looked at (T, or more with a cache)
+    B  batch            T  tokens in the sequence      S  keys attended to (T, or more with a cache)
     C  width, n_embd    H  heads                       D  width of a head, C / H
     V  vocabulary
 """
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptmini.config import GPTConfig
-
-if TYPE_CHECKING:
-    from gptmini.generation.kv_cache import KVCache, LayerCache
+from gptmini.errors import UserError
 
 
-def causal_mask(context_length: int) -> Tensor:
-    """Which positions each position may look at, (context_length, context_length) bool: itself and the past.
+class Cache(Protocol):
+    """What the model asks of a key-value cache; `generation/kv_cache.py` has one."""
 
-    >>> causal_mask(3)
+    @property
+    def length(self) -> int:
+        """Tokens held so far, in the longest row."""
+
+    def advance(self, T: int) -> tuple[Tensor, Tensor]:
+        """Make room for T more; returns their positions, (T,) or (B, T), and mask, (T, S) or (B, 1, T, S)."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's k and v (B, H, T, D) at these positions; returns all it holds, (B, H, S, D)."""
+
+
+def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
+    """Which of S keys the last T positions may attend to, (T, S) bool: each to itself and its past.
+
+    Computed from the two lengths wherever it is needed: a stored buffer would hold garbage after `to_empty`.
+
+    >>> causal_mask(3, 3)
     tensor([[ True, False, False],
             [ True,  True, False],
             [ True,  True,  True]])
     """
-    return torch.tril(torch.ones(context_length, context_length, dtype=torch.bool))
+    return torch.tril(torch.ones(T, S, dtype=torch.bool, device=device), diagonal=S - T)
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """Attention as it is taught: softmax(q k^T / sqrt(D)) v, with the future closed by masked_fill_.
+    """Attention as it is taught: softmax(q k^T / sqrt(D)) v, with the future masked out by masked_fill_.
 
-    q is (B, H, T, D); k and v are (B, H, S, D); mask is bool, True where a query may look, and broadcasts
+    q is (B, H, T, D); k and v are (B, H, S, D); mask is bool, True where a query may attend, and broadcasts
     over batch and heads: (T, S) stands for (B, H, T, S). Returns (B, H, T, D).
 
-    Closed scores become -inf, so softmax gives them exactly 0. With equal scores each position averages
-    itself and its past:
+    With equal scores each position averages the values of itself and its past:
 
     >>> zeros, values = torch.zeros(1, 1, 3, 1), torch.tensor([2.0, 4.0, 9.0]).view(1, 1, 3, 1)
-    >>> eager(zeros, zeros, values, causal_mask(3)).flatten()
+    >>> eager(zeros, zeros, values, causal_mask(3, 3)).flatten()
     tensor([2., 3., 5.])
     """
+    # A score q.k is a sum of D products: dividing by sqrt(D) keeps its variance near 1 at every head width,
+    # and softmax away from the all-or-nothing weights through which no gradient flows.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    scores.detach().masked_fill_(~mask, -math.inf)  # unseen by autograd: closed scores get gradient 0 anyway
+    scores.masked_fill_(~mask, -math.inf)  # softmax turns -inf into a weight of exactly 0
     weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S), rows sum to 1
     return weights @ v  # (B, H, T, D)
 
 
+def additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """`eager` bit for bit, and faster to train: adding 0 or -inf needs no backward pass."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+    scores += torch.where(mask, 0.0, -math.inf)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
+    return weights @ v  # (B, H, T, D)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """The same as `eager` in one fused kernel, which never stores the (T, S) scores."""
-    if q.shape[-2] == k.shape[-2]:  # the whole triangle: kernels that know it skip the closed half
+    """`eager` to rounding, in one fused kernel that never stores the (T, S) scores."""
+    if q.shape[-2] == k.shape[-2]:  # the whole triangle: kernels that know it skip the masked half
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    if q.shape[-2] == 1 and mask.dim() == 2:  # one new token looks at all of the past
+    if q.shape[-2] == 1 and mask.dim() == 2:  # one new token attends to all of the past
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
     "eager": eager,
+    "additive": additive,
     "sdpa": sdpa,
 }
 
@@ -72,40 +96,40 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] 
 class CausalSelfAttention(nn.Module):
     """Every position gathers values from itself and earlier positions, H times in parallel."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.n_head = config.n_head
+        self.layer = layer  # whose keys and values these are, to a cache
         self.dropout = config.dropout
         self.attend = ATTENTION[config.attention]
-        self.c_attn = nn.Linear(
-            config.n_embd, 3 * config.n_embd, bias=config.bias
-        )  # q, k and v in one product
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: "LayerCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
         """Mix (B, T, C) across positions; returns (B, T, C)."""
         B, T, C = x.shape
+        # Of each position, in one product: the query (what it looks for), the key (what it is found by) and
+        # the value (what it hands to those that find it).
         q, k, v = self.c_attn(x).split(C, dim=-1)  # 3 x (B, T, C)
+        # Cut the width into H heads and move them beside the batch: each head attends on its own.
         q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = k.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         v = v.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, H, S, D)
+            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         dropout = self.dropout if self.training else 0.0
         y = self.attend(q, k, v, mask, dropout)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
-        return F.dropout(self.c_proj(y), dropout)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return F.dropout(self.c_proj(y), dropout)  # c_proj mixes what the heads found, (B, T, C)
 
 
 class MLP(nn.Module):
-    """Every position thinks for itself: widen four times, bend, narrow.
+    """Position-wise feed-forward: expand 4x, GELU, project back.
 
     A Linear layer holds a weight (out, in) and a bias (out,), and maps the last dimension of any input:
 
     >>> linear, x = nn.Linear(2, 3), torch.ones(5, 4, 2)
-    >>> linear(x).shape
-    torch.Size([5, 4, 3])
-    >>> torch.allclose(linear(x), x @ linear.weight.T + linear.bias)
+    >>> torch.allclose(linear(x), x @ linear.weight.T + linear.bias)  # (5, 4, 3)
     True
     """
 
@@ -122,17 +146,19 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each added to the residual stream it read from."""
+    """One layer: attention, then MLP."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: "LayerCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
+        # x is the residual stream: layers only add to it, so gradients reach every layer undiminished.
+        # LayerNorm gives what a layer reads mean 0 and variance 1, however large the stream has grown.
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -147,19 +173,16 @@ class GPT(nn.Module):
     torch.Size([4, 16, 65])
     """
 
-    causal_mask: Tensor
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.token_embedding.weight  # tied: reading and writing share one table
-        self.register_buffer("causal_mask", causal_mask(config.context_length), persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -173,33 +196,50 @@ class GPT(nn.Module):
             else:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T); raises ValueError where T is longer than the context."""
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) for ids (B, T); raises UserError where T is 0 or longer than the context."""
         return self.lm_head(self.hidden_states(tokens, cache))  # (B, T, V)
 
-    def hidden_states(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def hidden_states(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """The residual stream (B, T, C) that `lm_head` turns into logits.
 
-        With a cache, `tokens` are the ones that follow what it holds, and it takes up their keys and values.
+        With a cache, `tokens` are the ones that follow what it holds, and it stores their keys and values.
+
+        Shapes are broadcast from the right, so one row of positions is added to every row of a batch:
+
+        >>> torch.tensor([[10, 20, 30], [40, 50, 60]]) + torch.arange(3)  # (2, 3) + (3,)
+        tensor([[10, 21, 32],
+                [40, 51, 62]])
         """
+        self._check(tokens, cache)
         T = tokens.shape[1]
         if cache is None:
-            self._check_length(T)
-            positions = torch.arange(T, device=tokens.device)  # (T,): 0, 1, 2, ...
-            mask = self.causal_mask[:T, :T]  # (T, T)
+            positions, mask = torch.arange(T, device=tokens.device), causal_mask(T, T, tokens.device)
         else:
-            self._check_length(cache.length + T)
-            positions = cache.advance(T)  # (T,), or (B, T) where rows differ in length
-            mask = cache.mask(self.causal_mask)  # the rows of these positions: (T, S) or (B, 1, T, S)
-        # Broadcasting: each of the B rows of (B, T, C) gets the same (T, C) positions added.
+            positions, mask = cache.advance(T)
+        # Attention itself is blind to order: a learned vector for each position tells tokens apart by place.
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, C)
-        for i, block in enumerate(self.blocks):
-            x = block(x, mask, None if cache is None else cache.layers[i])  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, mask, cache)  # (B, T, C)
         return self.ln_f(x)
 
-    def _check_length(self, length: int) -> None:
+    def _check(self, tokens: Tensor, cache: Cache | None) -> None:
+        """Raise UserError, one line, where PyTorch's own error would not say what to do."""
+        if isinstance(cache, Tensor):
+            raise UserError(
+                "GPT takes tokens and returns logits, not targets and a loss: "
+                "call F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())"
+            )
+        ids = isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32)
+        if not ids or tokens.dim() != 2 or tokens.shape[1] == 0:
+            given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
+            raise UserError(
+                f"tokens are {given}, but must be int64 (B, T) with T of at least 1: "
+                "make 1-D tokens a batch by tokens[None], and start from end of text where there are none"
+            )
+        length = tokens.shape[1] + (0 if cache is None else cache.length)
         if length > self.config.context_length:
-            raise ValueError(
+            raise UserError(
                 f"{length} tokens do not fit the model's context_length of {self.config.context_length}: "
                 "crop them to the last ones"
             )

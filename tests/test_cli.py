@@ -280,7 +280,7 @@ def test_completion_knows_commands_options_and_choices(capsys, tmp_path):
 
     assert set(complete()) == {"-h", "--help", *_SCHEMAS}
     assert "--train.max-steps" in complete("train")
-    assert complete("train", "--model.attention") == ["eager", "sdpa"]
+    assert complete("train", "--model.attention") == ["eager", "additive", "sdpa"]
     assert complete("train", "--model.bias") == ["true", "false"]
 
 
@@ -378,7 +378,7 @@ MISTAKES = {
     "train --train.max-steps x": "--train.max-steps = 'x': needs a whole number",
     "train --train.max-steps 1.5": "--train.max-steps = 1.5: needs a whole number",
     "train --model.n-embd 10 --model.n-head 3": "n_embd = 10 must be a multiple of n_head = 3",
-    "train --model.attention flash": "--model.attention = 'flash': needs eager or sdpa",
+    "train --model.attention flash": "--model.attention = 'flash': needs eager, additive or sdpa",
     "train --runtime.device gpu": "--runtime.device = 'gpu': needs auto, cpu, cuda",
     "train a.yaml b.yaml": "takes one CONFIG.yaml, not 2",
     "train missing.yaml": "missing.yaml: no such config file",

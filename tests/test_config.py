@@ -100,7 +100,7 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_place(text, message, ref
         ("model: {dropout: 1}", "model.dropout = 1: needs a number of at least 0.0 and below 1.0"),
         ("optim: {lr: .nan}", "optim.lr = nan: needs a number above 0.0"),
         ("optim: {lr: .inf}", "optim.lr = inf: needs a number above 0.0"),
-        ("model: {attention: flash}", "model.attention = 'flash': needs eager or sdpa"),
+        ("model: {attention: flash}", "model.attention = 'flash': needs eager, additive or sdpa"),
         ("runtime: {threads: many}", "runtime.threads = 'many': needs auto or a whole number of at least 1"),
         ("runtime: {device: gpu}", "runtime.device = 'gpu': needs auto, cpu, cuda, mps or a text such as"),
         ("data: {corpus: []}", "data.corpus = []: needs a path or a list of paths"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gptmini.config import GPTConfig
 from gptmini.generation.kv_cache import KVCache
-from gptmini.model import GPT
+from gptmini.model import ATTENTION, GPT
 
 CONTEXT, VOCAB = 12, 31
 
@@ -23,7 +23,7 @@ def build(attention="eager"):
     return model
 
 
-MODELS = {attention: build(attention) for attention in ("eager", "sdpa")}
+MODELS = {attention: build(attention) for attention in sorted(ATTENTION)}
 
 
 def tokens(batch, length, seed=0):
@@ -48,7 +48,7 @@ def test_a_text_read_in_any_steps_has_the_logits_of_one_pass(steps, attention):
 
 @pytest.mark.parametrize("attention", sorted(MODELS))
 @pytest.mark.parametrize("lengths", [[1, 5, 3], [7, 2, 2], [0, 4, 1], [8, 9, 10]])
-def test_rows_of_unequal_length_go_on_as_each_would_alone(attention, lengths):
+def test_rows_of_unequal_length_continue_as_each_would_alone(attention, lengths):
     model = MODELS[attention]
     text = tokens(3, CONTEXT)
     cache = KVCache(model, 3, CONTEXT)
@@ -71,9 +71,8 @@ def test_what_lies_past_a_rows_end_cannot_reach_it():
     results = []
     for rubbish in (0.0, 1e30):
         cache = KVCache(model, 2, CONTEXT)
-        for layer in cache.layers:
-            layer.k.fill_(rubbish)
-            layer.v.fill_(rubbish)
+        for tensor in (*cache.keys, *cache.values):
+            tensor.fill_(rubbish)
         with torch.inference_mode():
             for b, length in enumerate((2, 6)):
                 part = cache.rows(b, b + 1)
@@ -83,7 +82,7 @@ def test_what_lies_past_a_rows_end_cannot_reach_it():
     assert torch.equal(*results)
 
 
-def test_selected_rows_go_on_without_the_others():
+def test_selected_rows_continue_without_the_others():
     model = MODELS["eager"]
     text = tokens(3, 6)
     cache = KVCache(model, 3, CONTEXT)
@@ -97,11 +96,11 @@ def test_selected_rows_go_on_without_the_others():
 def test_appending_copies_nothing_but_the_new_positions():
     model = MODELS["eager"]
     cache = KVCache(model, 1, CONTEXT)
-    places = [(layer.k.data_ptr(), layer.v.data_ptr()) for layer in cache.layers]
+    addresses = [tensor.data_ptr() for tensor in (*cache.keys, *cache.values)]
     with torch.inference_mode():
         for t in range(CONTEXT):
             model(tokens(1, 1, seed=t), cache)
-    assert places == [(layer.k.data_ptr(), layer.v.data_ptr()) for layer in cache.layers]
+    assert addresses == [tensor.data_ptr() for tensor in (*cache.keys, *cache.values)]
 
 
 def test_more_tokens_than_the_context_are_refused():
@@ -118,4 +117,4 @@ def test_the_cache_takes_the_number_format_of_the_weights():
     cache = KVCache(model, 1, CONTEXT)
     with torch.inference_mode():
         model(tokens(1, 3), cache)
-    assert {layer.k.dtype for layer in cache.layers} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in (*cache.keys, *cache.values)} == {torch.bfloat16}

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -7,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.config import GPTConfig
-from gptmini.model import ATTENTION, GPT, causal_mask, eager, sdpa
+from gptmini.errors import UserError
+from gptmini.model import ATTENTION, GPT, additive, causal_mask, eager, sdpa
 
 TINY = GPTConfig(vocab_size=61, n_layer=3, n_head=4, n_embd=32, context_length=24)
 
@@ -39,7 +41,7 @@ def transformers_twin(model: GPT) -> GPT2LMHeadModel:
     return twin
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
 @pytest.mark.parametrize("bias", [True, False])
 def test_logits_equal_transformers_gpt2(attention, bias):
     torch.manual_seed(1)
@@ -70,7 +72,7 @@ def test_one_adamw_step_equals_transformers():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
 def test_no_logit_depends_on_a_later_token(attention):
     torch.manual_seed(3)
     model = GPT(TINY.model_copy(update={"attention": attention}))
@@ -84,21 +86,40 @@ def test_no_logit_depends_on_a_later_token(attention):
         assert (reach[t + 1 :] == 0).all()
 
 
-def test_masked_equals_sdpa_forward_and_backward():
+def with_gradients(attend, mask):
     torch.manual_seed(4)
     q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    results = []
-    for attend in (eager, sdpa):
-        y = attend(q, k, v, causal_mask(9))
-        results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
-    for a, b in zip(*results, strict=True):
+    y = attend(q, k, v, mask)
+    return y, *torch.autograd.grad(y.square().sum(), (q, k, v))
+
+
+def test_eager_equals_sdpa_forward_and_backward():
+    mask = causal_mask(9, 9)
+    for a, b in zip(with_gradients(eager, mask), with_gradients(sdpa, mask), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_masked_equals_sdpa_on_the_last_rows_of_the_mask():
+@pytest.mark.parametrize("mask", [causal_mask(9, 9), causal_mask(9, 9).expand(2, 1, 9, 9)])
+def test_additive_equals_eager_bit_for_bit_forward_and_backward(mask):
+    for a, b in zip(with_gradients(eager, mask), with_gradients(additive, mask), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
+def test_attention_has_the_gradients_of_finite_differences(attention):
+    torch.manual_seed(5)
+    q, k, v = (torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    assert torch.autograd.gradcheck(
+        lambda *qkv: ATTENTION[attention](*qkv, causal_mask(4, 4), 0.0), (q, k, v)
+    )
+
+
+def test_eager_equals_sdpa_on_the_last_rows_of_the_mask():
     torch.manual_seed(5)
     q, k, v = torch.randn(2, 4, 2, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
-    torch.testing.assert_close(eager(q, k, v, causal_mask(9)[-2:]), sdpa(q, k, v, causal_mask(9)[-2:]))
+    mask = causal_mask(2, 9)
+    assert torch.equal(mask, causal_mask(9, 9)[-2:])
+    torch.testing.assert_close(eager(q, k, v, mask), sdpa(q, k, v, mask))
 
 
 def test_every_attention_function_is_a_config_choice():
@@ -120,7 +141,7 @@ def test_residual_projections_start_smaller_with_depth():
     assert model.blocks[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_one_batch_can_be_learned_by_heart():
+def test_one_batch_can_be_memorized():
     torch.manual_seed(7)
     model = GPT(TINY)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -142,11 +163,105 @@ def test_dropout_acts_only_while_training():
 
 
 def test_too_long_input_is_refused_with_both_lengths():
-    with pytest.raises(ValueError, match="25 tokens do not fit the model's context_length of 24"):
+    with pytest.raises(UserError, match="25 tokens do not fit the model's context_length of 24"):
         GPT(TINY)(tokens(length=25))
 
 
-def test_the_mask_is_not_saved_and_the_output_table_is_tied():
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ((tokens(), tokens()), r"call F.cross_entropy\(model\(tokens\)"),
+        ((tokens()[0],), r"torch.int64 \(24,\), .* make 1-D tokens a batch by tokens\[None\]"),
+        ((tokens()[:, :0],), r"\(2, 0\), but must be int64 \(B, T\) with T of at least 1: .* end of text"),
+        ((tokens().float(),), r"tokens are torch.float32 \(2, 24\), but must be int64"),
+        (([[1, 2]],), "tokens are <class 'list'>, but must be int64"),
+    ],
+)
+def test_what_is_no_batch_of_tokens_is_refused_in_one_line(arguments, advice):
+    with pytest.raises(UserError, match=advice) as error:
+        GPT(TINY)(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_int32_tokens_are_tokens():
     model = GPT(TINY)
-    assert "causal_mask" not in model.state_dict()
+    assert torch.equal(model(tokens().int()), model(tokens()))
+
+
+def test_the_output_table_is_tied_and_only_parameters_are_saved():
+    model = GPT(TINY)
     assert model.lm_head.weight is model.token_embedding.weight
+    assert not list(model.buffers())
+
+
+def far_from_initial(attention="eager"):
+    """A small model in eval mode whose every term counts."""
+    torch.manual_seed(9)
+    model = GPT(TINY.model_copy(update={"attention": attention})).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def test_a_model_moved_off_the_meta_device_hides_the_future():
+    model = far_from_initial()
+    with torch.device("meta"):
+        empty = GPT(TINY)
+    empty.to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict())
+    assert torch.equal(empty.eval()(tokens()), model(tokens()))
+
+
+def test_a_deep_copy_gives_the_same_logits():
+    model = far_from_initial()
+    assert torch.equal(copy.deepcopy(model)(tokens()), model(tokens()))
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
+def test_an_exported_program_agrees_at_every_length_up_to_the_context(attention):
+    model = far_from_initial(attention)
+    dynamic = {"tokens": {1: torch.export.Dim("T", max=TINY.context_length)}}
+    program = torch.export.export(model, (tokens(length=7),), dynamic_shapes=dynamic).module()
+    for length in (1, 2, 7, 23, 24):
+        torch.testing.assert_close(program(tokens(length=length)), model(tokens(length=length)))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters, about themselves
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
+def test_onnx_logits_agree_at_every_length_up_to_the_context(attention, dynamo, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    import onnxruntime
+
+    model, path = far_from_initial(attention), tmp_path / "model.onnx"
+    if dynamo:
+        dynamic = {"tokens": {1: torch.export.Dim("T", max=TINY.context_length)}}
+        torch.onnx.export(
+            model, (tokens(length=7),), dynamo=True, dynamic_shapes=dynamic, verbose=False
+        ).save(path)
+    else:
+        dynamic = {"tokens": {1: "T"}}
+        names = {"input_names": ["tokens"], "dynamic_axes": dynamic}
+        torch.onnx.export(model, (tokens(length=7),), path, dynamo=False, **names)
+    session = onnxruntime.InferenceSession(path)
+    for length in (3, 7, 24):
+        (logits,) = session.run(None, {"tokens": tokens(length=length).numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(logits), model(tokens(length=length)), atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTION))
+def test_a_compiled_model_gives_the_same_logits_and_gradients(attention):
+    model = far_from_initial(attention)
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    for length in (24, 7):
+        for m in (model, compiled):
+            m.zero_grad()
+            F.cross_entropy(
+                m(tokens(length=length)).flatten(0, 1), tokens(length=length).flatten()
+            ).backward()
+        torch.testing.assert_close(compiled(tokens(length=length)), model(tokens(length=length)))
+        for ours, theirs in zip(model.parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)

@@ -70,7 +70,7 @@ def kept_bytes(model, batch_size, precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "additive", "sdpa"])
 def test_planned_activations_are_what_autograd_keeps(attention, dropout, precision):
     config = GPTConfig(
         vocab_size=61,

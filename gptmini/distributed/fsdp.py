@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptmini.config import GPTConfig
 from gptmini.distributed.context import DistributedContext, copy_full_
-from gptmini.model import GPT, causal_mask
+from gptmini.model import GPT
 
 
 def build_model(
@@ -42,10 +42,9 @@ def build_model(
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
-    # 3. Allocate this rank's shards. to_empty splits tied weights and leaves buffers undefined.
+    # 3. Allocate this rank's shards. to_empty splits tied weights.
     model.to_empty(device=device)
     model.lm_head.weight = model.token_embedding.weight
-    model.causal_mask = causal_mask(config.context_length).to(device)
 
     # 4. Initialise: each full tensor is made on the CPU, and this rank keeps its part.
     with torch.no_grad():

@@ -238,7 +238,7 @@ def _time_steps(trainer: Trainer, seconds: float) -> float:
 
 def _attention(size: Size, runtime: Runtime) -> str:
     """The faster one: on CPUs, sdpa's backward in bfloat16 pays for long contexts only (docs/results.md)."""
-    return "eager" if runtime.device.type == "cpu" and size.context_length <= 256 else "sdpa"
+    return "additive" if runtime.device.type == "cpu" and size.context_length <= 256 else "sdpa"
 
 
 def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:

@@ -230,7 +230,7 @@ def block_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool =
 def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> int:
     """What is kept in a block of the scores of one query, all heads together."""
     scores = model.n_head * model.context_length
-    if model.attention == "eager":
+    if model.attention != "sdpa":
         dropped = (width + (width if on_cpu else 1)) if model.dropout else 0
         return scores * (width + dropped)
     if model.dropout and on_cpu:  # the fused kernel of the CPU knows no dropout: all in float32

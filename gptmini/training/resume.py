@@ -153,8 +153,8 @@ def check_resumable(
     naming what changed, where going on would make no sense.
     """
     now, then = dict(_flatten(config.model_dump(mode="json"))), dict(_flatten(saved.config))
-    if then.get("model.attention") == "masked":
-        then["model.attention"] = "eager"  # older checkpoints have its former name
+    if {now["model.attention"], then.get("model.attention")} <= {"eager", "additive", "masked"}:
+        then["model.attention"] = now["model.attention"]  # the same bits; masked is what eager was called
     changed = [key for key in now if now[key] != then.get(key)]
     fixed = [f"model.{key}" for key in ModelConfig.model_fields if key not in ("dropout", "attention")]
     if data.tokenizer.digest != saved.tokenizer_digest:

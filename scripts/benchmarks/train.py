@@ -221,7 +221,7 @@ def load_nanogpt(checkout: Path) -> ModuleType:
 def cost_of_context(rounds: int) -> None:
     """Time per token against the context length, with both attentions."""
     print("microseconds per token against the context, 4 layers, 128 wide, 4,096 tokens a step")
-    for attention in ("eager", "sdpa"):
+    for attention in ("eager", "additive", "sdpa"):
         tasks = {}
         for length in (64, 128, 256, 512, 1024):
             config = GPTConfig(
