@@ -14,7 +14,7 @@ TEXT = "It was the best of times, it was the worst of times, it was the age of w
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    """A text, and a machine on which every step takes a second and a pause none."""
+    """A text, and a machine on which every step takes a second and evaluations take none."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(autoconfig, "_tokens_per_second", lambda size, runtime: 1e9 / size.parameters)
     monkeypatch.setattr(autoconfig, "dry_run", lambda *_: (1.0, 0.0))
@@ -35,7 +35,7 @@ def test_a_run_without_a_config_is_repeated_by_the_yaml_it_prints(text, capsys):
     out = capsys.readouterr().out
     printed = out.partition("\n\n")[2].partition("\n\n")[0]
     assert load_config("runs/my_text/config.yaml").model_dump() == load_config_text(printed)
-    assert "one step only" not in out
+    assert "one step long" not in out
     assert 8 <= yaml.safe_load(printed)["train"]["max_steps"] <= 12
     Path("again.yaml").write_text(printed)
     assert train("again.yaml", "--train.out-dir", "again", "--quiet") == 0
@@ -85,7 +85,7 @@ def test_minutes_that_make_no_sense_are_one_line(text, capsys, words, message):
     assert not Path("runs").exists()
 
 
-def test_a_used_folder_is_refused_before_anything_is_tried(text, capsys, monkeypatch):
+def test_a_used_folder_is_refused_before_anything_is_measured(text, capsys, monkeypatch):
     assert train("--data.corpus", text, "--minutes", "0.05", "--quiet") == 0
     monkeypatch.setattr(autoconfig, "_tokens_per_second", None)
     assert train("--data.corpus", text) == 2
@@ -103,17 +103,17 @@ def test_a_faster_machine_more_time_and_more_text_give_a_larger_model():
 
 @pytest.mark.parametrize("text_bytes", [1, 300, 10**5, 10**7, 10**10, 10**13])
 @pytest.mark.parametrize("tokens", [0, 10**5, 10**7, 10**12])
-def test_whatever_is_chosen_is_a_config(text_bytes, tokens):
+def test_whatever_is_chosen_is_a_valid_config(text_bytes, tokens):
     for size in SIZES:
         config = load_config(None, choose_values(size, tokens, text_bytes) | choose_steps(tokens // 10**4))
         assert config.train.eval_interval <= config.train.max_steps
         assert 0 < config.data.val_fraction * text_bytes <= 1.1e6
 
 
-def test_the_rehearsal_times_real_steps(tmp_path, monkeypatch, capsys):
+def test_the_dry_run_times_real_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT * 100)
     monkeypatch.setattr(autoconfig, "SIZES", SIZES[:1])
     assert train("--data.corpus", "text.txt", "--minutes", "0.01") == 0
-    assert "took all of the time, so this is one step only" in capsys.readouterr().out
+    assert "took all of the time, so the run is one step long" in capsys.readouterr().out
     assert CheckpointStore(Path("runs/text"), keep=1).latest()[0] is not None

@@ -1,1 +1,1 @@
-"""What a run takes, and which run fits a machine, before it starts."""
+"""Before a run starts: what it will take, and which config fits this machine."""

@@ -1,9 +1,9 @@
-"""A config for a text, a machine and a time, where the user gives none.
+"""A config for `gptmini train` without a CONFIG.yaml: chosen for the text, this machine and the minutes.
 
-The size of the model follows from the speed of this machine, which is tried, and from the size of the text.
-Then some real training steps are timed, and `train.max_steps` becomes what fits into the time. That is
-decided before step 1 and stands in the config, so the run is like any other: its YAML repeats it, and a
-resume goes on with the same learning rates, however long it was interrupted.
+The model's size follows from this machine's throughput, which is measured, and from the size of the text.
+A dry run then times real training steps, and `train.max_steps` becomes what fits into the minutes. All of
+this is decided before step 1 and written to the config, so the run is like any other: its YAML repeats it,
+and a resumed run keeps its learning rate schedule.
 """
 
 import glob
@@ -32,13 +32,13 @@ from gptmini.training.runtime import Runtime, start_runtime, temporary_folder
 from gptmini.training.trainer import Trainer
 
 MINUTES = 5.0
-EVALUATIONS, SAMPLES = 10, 5  # in a run
-MEMORY_SHARE = 0.4  # of the memory, for what the forward pass keeps
-BYTES_PER_TOKEN = 3  # of BPE at these vocabulary sizes, roughly
+EVALUATIONS, SAMPLES = 10, 5  # per run
+MEMORY_FRACTION = 0.4  # of the device's memory, for activations and logits
+BYTES_PER_TOKEN = 3  # roughly, of BPE at these vocabulary sizes
 
 
 class Size(NamedTuple):
-    """A shape of model that is worth choosing."""
+    """A model shape."""
 
     n_layer: int
     n_head: int
@@ -47,11 +47,11 @@ class Size(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Weights of the blocks' matrices: all but the embeddings."""
+        """Weights in the blocks' matrices, without the embeddings."""
         return 12 * self.n_layer * self.n_embd**2
 
 
-SIZES = (
+SIZES = (  # smallest first
     Size(2, 4, 128, 128),
     Size(4, 4, 128, 128),
     Size(4, 6, 192, 128),
@@ -60,17 +60,17 @@ SIZES = (
     Size(8, 8, 512, 512),
     Size(12, 12, 768, 1024),
 )
-TOKENS_PER_PARAMETER = 2  # fewer train a large model too briefly, more could have trained a larger one
-PARAMETERS_PER_TEXT_TOKEN = 32  # beyond that, even dropout does not keep a model from learning by heart
+TOKENS_PER_PARAMETER = 2  # a model that sees fewer in the time is too large for it
+PARAMETERS_PER_TEXT_TOKEN = 32  # a larger model memorizes the text, even with dropout
 
 
 def choose_config(
     overrides: Mapping[str, Any], minutes: float | None, *, resume: bool, quiet: bool, started: float
 ) -> Config:
-    """The config of `gptmini train` without a CONFIG.yaml: what `overrides` leave open is chosen here.
+    """The config of `gptmini train` without a CONFIG.yaml; the dotted keys in `overrides` are not chosen.
 
     The run is to end `minutes` (None: MINUTES) after `started`, a reading of time.monotonic. With `resume`,
-    what was chosen when the run began stays. Raises UserError where the corpus or an override is no good.
+    the run's saved config is used. Raises UserError for a corpus or an override that cannot be used.
     """
     given = load_config(None, overrides)
     values: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus), **overrides}
@@ -83,32 +83,36 @@ def choose_config(
     runtime = start_runtime(given.runtime)
     seconds = 60 * (minutes or MINUTES)
 
+    # 1. The size of the text. Training reads it once more, so that time is part of the budget.
     reading = time.monotonic()
     corpus = open_corpus(given.data.corpus, given.data.text_field, given.data.errors)
     text_bytes = corpus.contents.total_bytes
     reading_seconds = time.monotonic() - reading
     if not quiet:
-        print(f"{corpus.name}: {text_bytes:,} bytes of text; trying how fast this machine trains", flush=True)
+        print(f"{corpus.name}: {text_bytes:,} bytes of text; measuring training throughput", flush=True)
+
+    # 2. The largest model that this machine can train on that text in the time.
     size, tokens = choose_size(text_bytes, seconds, lambda size: _tokens_per_second(size, runtime))
     chosen = choose_values(size, tokens, text_bytes) | {"model.attention": _attention(size, runtime)}
     if given.tokenizer.kind != "bpe" or given.tokenizer.folder is not None:
-        del chosen["tokenizer.vocab_size"]  # it has a size of its own
+        del chosen["tokenizer.vocab_size"]  # only a new BPE has a size to choose
     values = {**chosen, **values}
     config = load_config(None, values)
     values["train.micro_batch_size"] = _micro_batch_size(config, runtime)
     values |= overrides
     config = load_config(None, values)
 
+    # 3. As many steps as fit: what is left of the time, divided by the time of a step.
     warning = ""
     if "train.max_steps" not in overrides:
         model, data = build_model_and_data(config, runtime, quiet)
-        step_seconds, pause_seconds = dry_run(config, runtime, model, data, seconds)
-        left = seconds - (time.monotonic() - started) - reading_seconds - pause_seconds
+        step_seconds, overhead_seconds = dry_run(config, runtime, model, data, seconds)
+        left = seconds - (time.monotonic() - started) - reading_seconds - overhead_seconds
         values |= {**choose_steps(int(left / step_seconds)), **overrides}
         if left < step_seconds:
             warning = (
-                "\nwarning: preparing the text and trying this machine took all of the time, so this is one "
-                "step only; the prepared text is kept, so try again, or with more --minutes\n"
+                "\nwarning: preparing the text and the dry run took all of the time, so the run is one step "
+                "long; the prepared text is cached, so try again, or with more --minutes\n"
             )
         config = load_config(None, values)
     if not quiet:
@@ -122,7 +126,7 @@ def choose_size(
 ) -> tuple[Size, int]:
     """The largest size that sees enough tokens in `seconds`, and how many it sees.
 
-    `tokens_per_second` is asked for one size after another, from the smallest on, until one is too slow.
+    `tokens_per_second` is called with each size, smallest first, until one is too slow.
     """
     chosen, tokens = SIZES[0], 0
     for size in SIZES:
@@ -147,7 +151,7 @@ def choose_values(size: Size, tokens: int, text_bytes: int) -> dict[str, Any]:
     context_length = min(size.context_length, _power_of_two(val_tokens / 2, 8, 1024))
     vocab_size = min(text_bytes / 1000, size.parameters / size.n_embd)
     epochs = tokens * BYTES_PER_TOKEN / text_bytes
-    eval_tokens = max(4096, tokens // 100)  # ten of them take three hundredths of the time
+    eval_tokens = max(4096, tokens // 100)  # a forward pass costs a third of a step: 10 evaluations, 3 %
     return {
         "model.n_layer": size.n_layer,
         "model.n_head": size.n_head,
@@ -167,7 +171,7 @@ def choose_values(size: Size, tokens: int, text_bytes: int) -> dict[str, Any]:
 
 
 def choose_steps(max_steps: int) -> dict[str, Any]:
-    """The keys that follow from the number of steps, which is 1 at least."""
+    """Dotted config keys that follow from the number of steps; at least one step."""
     max_steps = max(1, max_steps)
     eval_interval = math.ceil(max_steps / EVALUATIONS)
     return {
@@ -182,7 +186,7 @@ def choose_steps(max_steps: int) -> dict[str, Any]:
 def dry_run(
     config: Config, runtime: Runtime, model: GPT, data: TokenData, seconds: float
 ) -> tuple[float, float]:
-    """Seconds that a step takes, and all of a run's evaluations, samples and checkpoints together."""
+    """Seconds per training step, and seconds of all evaluations, checkpoints and samples of a run."""
     with temporary_folder() as folder:
         store = CheckpointStore(folder, keep=1)
         trainer = Trainer(config, runtime, model, data, store)
@@ -198,7 +202,7 @@ def dry_run(
 
 
 def _tokens_per_second(size: Size, runtime: Runtime) -> float:
-    """How fast a model of this size trains on random bytes, some thousand a step."""
+    """Training throughput of a model of this size, with batches of about 4096 tokens."""
     config = load_config(
         None,
         {
@@ -212,55 +216,55 @@ def _tokens_per_second(size: Size, runtime: Runtime) -> float:
 
 
 def measure_throughput(config: Config, vocab_size: int, runtime: Runtime, seconds: float) -> float:
-    """Tokens per second of training by `config` on random tokens, over at least three steps and `seconds`."""
-    tokenizer = CharTokenizer([chr(0x10000 + i) for i in range(vocab_size)])  # above the surrogates
+    """Training throughput in tokens per second on random tokens, over `seconds` and at least three steps."""
+    tokenizer = CharTokenizer([chr(0x10000 + i) for i in range(vocab_size)])  # any distinct characters
     length = max(100_000, 2 * config.model.context_length)
     noise = np.random.default_rng(0).integers(vocab_size, size=length, dtype=np.uint32)
-    nothing: dict[str, Any] = {}  # training never looks at it
-    data = TokenData(noise, noise, tokenizer, Meta.model_construct(**nothing))
+    unused: dict[str, Any] = {}  # a training step reads no metadata
+    data = TokenData(noise, noise, tokenizer, Meta.model_construct(**unused))
     model = GPT(GPTConfig(vocab_size=vocab_size, **config.model.model_dump()))
     trainer = Trainer(config, runtime, model, data, CheckpointStore(Path(), keep=1))
     return trainer.tokens_per_step / _time_steps(trainer, seconds)
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:
-    """Seconds that a training step takes, on average over some `seconds` of them."""
+    """Mean seconds per training step, over `seconds` and at least three steps after two of warm-up."""
     took: list[float] = []
-    while len(took) < 5 or sum(took[2:]) < seconds:  # the first two are slower than all others
+    while len(took) < 5 or sum(took[2:]) < seconds:
         trainer.step += 1
         factor = learning_rate_factor(trainer.config.optim, trainer.step, trainer.config.train.max_steps)
         set_learning_rate(trainer.optimizers, factor)
         began = time.perf_counter()
-        float(trainer.train_step().loss)  # a GPU is waited for
+        float(trainer.train_step().loss)  # reading the loss waits for the GPU
         took.append(time.perf_counter() - began)
     return sum(took[2:]) / len(took[2:])
 
 
 def _attention(size: Size, runtime: Runtime) -> str:
-    """The faster one: on CPUs, sdpa's backward in bfloat16 pays for long contexts only (docs/results.md)."""
+    """The faster attention: on a CPU, sdpa's backward pass wins at long contexts only (docs/results.md)."""
     return "additive" if runtime.device.type == "cpu" and size.context_length <= 256 else "sdpa"
 
 
 def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
-    """The largest micro batch whose forward pass keeps no more than MEMORY_SHARE of the memory."""
+    """The largest micro batch whose activations and logits fit MEMORY_FRACTION of the memory; None: all."""
     memory = 4 << 30
     if runtime.device.type == "cuda":
         memory = torch.cuda.get_device_properties(runtime.device).total_memory
     size = config.train.batch_size
     model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 1, **config.model.model_dump())
 
-    def needs(size: int) -> int:
+    def needed_bytes(size: int) -> int:
         train = config.train.model_copy(update={"micro_batch_size": size})
         memory = plan(config.model_copy(update={"train": train}), model, None, runtime.precision).memory
         return memory.activations + memory.logits
 
-    while size % 2 == 0 and needs(size) > MEMORY_SHARE * memory:
+    while size % 2 == 0 and needed_bytes(size) > MEMORY_FRACTION * memory:
         size //= 2
     return None if size == config.train.batch_size else size
 
 
 def _run_folder(corpus: str | tuple[str, ...]) -> str:
-    """runs/ and what the corpus is called.
+    """The default run folder: runs/ and the name of the corpus.
 
     >>> _run_folder("texts/my text.txt"), _run_folder("notes/**/*.md"), _run_folder("-")
     ('runs/my_text', 'runs/notes', 'runs/text')
@@ -272,5 +276,5 @@ def _run_folder(corpus: str | tuple[str, ...]) -> str:
 
 
 def _power_of_two(number: float, lowest: int, highest: int) -> int:
-    """The largest power of two that is at most `number`, inside the limits, which are powers of two."""
+    """The largest power of two up to `number`, clamped to the limits, which are powers of two."""
     return 2 ** int(math.log2(min(max(number, lowest), highest)))

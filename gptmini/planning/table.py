@@ -1,5 +1,6 @@
-"""What `gptmini plan` prints: a plan from a config alone, without its corpus if need be."""
+"""What `gptmini plan` prints: parameters, tokens, FLOPs and memory of a run, from its config alone."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,16 +11,16 @@ from gptmini.data.tokenizers.byte_pair import BPE_VOCAB_SIZE
 from gptmini.training.estimate import Memory, mebibytes, micro_batch_size_per_rank, plan
 
 GPT2_VOCAB_SIZE = 50257
-UNREAD_CHARACTERS = 256  # what is reckoned with until the text has been read
+ASSUMED_CHARACTERS = 256  # the vocabulary of kind chars before the text has been read
 
 
 def describe(
     config: Config, world_size: int, tokens_per_second: float | None, *, measure: bool
 ) -> Iterator[str]:
-    """The lines of a plan for `world_size` ranks; with `measure`, some steps are tried on this machine.
+    """The lines of a plan for `world_size` ranks; with `measure`, also of a few steps on this machine.
 
-    Where `runtime.precision` is auto and nothing is measured, memory is told for both formats that it may
-    become. Raises UserError where the ranks cannot share a batch.
+    Hardware detection needs torch, so where `runtime.precision` is auto there is a memory column for each
+    precision that it may become. Raises UserError where the ranks cannot share a batch.
     """
     train = config.train
     micro = micro_batch_size_per_rank(train, world_size)
@@ -28,16 +29,16 @@ def describe(
     model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
     corpus_tokens = data.meta.train_tokens if data else None
 
-    formats = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
-    plans = {name: plan(config, model, corpus_tokens, name, world_size) for name in formats}
-    run = plans[formats[0]]
+    precisions = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
+    plans = {name: plan(config, model, corpus_tokens, name, world_size) for name in precisions}
+    run = plans[precisions[0]]
     flops = run.flops_per_token * run.tokens
-    in_pieces = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"
-    unread = "" if data else " (expected: the corpus has not been prepared yet)"
+    shape = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"
+    estimated = "" if data else " (expected: the corpus has not been prepared yet)"
     yield f"parameters        {run.parameters:,}"
-    yield f"vocabulary        {vocab_size:,}{unread}"
+    yield f"vocabulary        {vocab_size:,}{estimated}"
     on_ranks = "" if world_size == 1 else f" on each of {world_size} ranks"
-    yield f"tokens per step   {run.tokens_per_step:,}: {in_pieces}{on_ranks}"
+    yield f"tokens per step   {run.tokens_per_step:,}: {shape}{on_ranks}"
     yield f"tokens            {run.tokens:,} in {train.max_steps:,} steps"
     if run.epochs is not None:
         yield f"epochs            {run.epochs:.1f} of {corpus_tokens:,} training tokens"
@@ -49,12 +50,12 @@ def describe(
     if run.warning:
         yield f"\nwarning: {run.warning}"
     if measure:
-        yield "\ntrying some steps on this machine"
+        yield "\nmeasuring some steps on this machine"
         yield from _measure(config, vocab_size, micro, run.tokens)
 
 
 def _measure(config: Config, vocab_size: int, micro_batch_size: int, tokens: int) -> Iterator[str]:
-    """Speed, hours and peak memory of a few steps of two micro batches at most."""
+    """Throughput, hours and peak memory of a few steps of at most two micro batches."""
     from gptmini.planning.autoconfig import measure_throughput
     from gptmini.training.runtime import peak_memory_bytes, start_runtime
 
@@ -74,7 +75,7 @@ def _hours(tokens: int, tokens_per_second: float) -> str:
 
 
 def expected_vocab_size(config: Config) -> int:
-    """The size of the vocabulary before the corpus has been read; that of chars cannot be known.
+    """The vocabulary's size before the corpus has been read; for kind chars a guess.
 
     >>> expected_vocab_size(Config.model_validate({"tokenizer": {"kind": "gpt2"}}))
     50257
@@ -88,28 +89,24 @@ def expected_vocab_size(config: Config) -> int:
         "gpt2": GPT2_VOCAB_SIZE,
         "bpe": config.tokenizer.vocab_size or BPE_VOCAB_SIZE,
         "bytes": 257,
-        "chars": UNREAD_CHARACTERS,
+        "chars": ASSUMED_CHARACTERS,
     }
     return sizes[config.tokenizer.kind]
 
 
 def memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
-    """What takes how much memory on a rank, a line each, with a column for each number format."""
-    kinds = list(memories.values())
-    rows = {
-        "weights": [memory.weights for memory in kinds],
-        "optimizer": [memory.optimizer for memory in kinds],
-        "gradients": [memory.gradients for memory in kinds],
-        "activations": [memory.activations for memory in kinds],
-        "logits": [memory.logits for memory in kinds],
-        "gathered": [memory.gathered for memory in kinds],
-        "Muon's update": [memory.update for memory in kinds],
-        "to save (rank 0)": [memory.saved for memory in kinds],
-        "PyTorch and holes": [memory.rest for memory in kinds],
-        "at the peak": [memory.peak for memory in kinds],
+    """Lines of a table: what takes how much memory on a rank, with a column for each precision."""
+    labels = {
+        "gathered": "gathered layers",
+        "update": "Muon's update",
+        "saved": "to save (rank 0)",
+        "rest": "PyTorch + fragmentation",
+        "peak": "at the peak",
     }
-    yield f"{'memory of a rank':18}" + "".join(f"{name:>14}" for name in memories)
-    for name, sizes in rows.items():
+    yield f"{'memory of a rank':24}" + "".join(f"{name:>14}" for name in memories)
+    for field in dataclasses.fields(Memory):
+        sizes = [getattr(memory, field.name) for memory in memories.values()]
         if any(sizes):
-            yield f"{name:18}" + "".join(f" {mebibytes(size):>13}" for size in sizes)
-    yield "(the peak is the worst moment, not the sum: gradients, say, grow as the logits go)"
+            label = labels.get(field.name, field.name)
+            yield f"{label:24}" + "".join(f" {mebibytes(size):>13}" for size in sizes)
+    yield "(the peak is the largest total at any moment, not the sum: logits are freed as gradients grow)"
