@@ -2,8 +2,8 @@
 
 A file or folder is made under a temporary name in the same place, synced, renamed, and then the folder that
 holds the name is synced too: a rename replaces in one step, and only an fsync makes data or a name survive a
-power loss. A failed fsync is never retried, because the kernel may already have dropped the data and would
-report success: the attempt is discarded and the caller hears of it.
+power loss. A failed fsync is never retried: the kernel may already have dropped the data and would report
+success. The attempt is discarded and the caller gets the error.
 
 Temporary names start with `.tmp-`. What a killed process leaves behind is removed by `clean_leftovers`.
 """
@@ -19,15 +19,8 @@ from types import TracebackType
 
 from gptmini.errors import InUseError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
 _PREFIX = ".tmp-"
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
-
-_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # a link that a stranger left leads elsewhere
 
 Bytes = bytes | bytearray | memoryview
 
@@ -40,22 +33,34 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     """
     temporary = _temporary_name(path)
     try:
-        _create(temporary, data, named=path)
+        create_file(temporary, data, shown_path=path)
         with errors_name_path(path):
-            os.replace(temporary, path)
+            os.replace(temporary, path)  # readers see the old file or the new one, never a mixture
             _sync_folder(path.parent)
     except BaseException:
         _discard(temporary)
         raise
 
 
-def create_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
+def create_file(path: Path, data: Bytes | Iterable[Bytes], *, shown_path: Path | None = None) -> None:
     """Put `data` into a new file at `path` and sync it.
 
     A crash can leave half of it: this is for the files in a `new_folder`, which becomes visible as a whole.
-    Raises OSError naming `path` and the cause; FileExistsError if `path` exists.
+    Raises OSError naming `shown_path`, else `path`, and the cause; FileExistsError if `path` exists.
     """
-    _create(path, data, named=path)
+    shown = shown_path or path
+    pieces = [data] if isinstance(data, Bytes) else data
+    with errors_name_path(shown):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    try:
+        for piece in pieces:  # outside errors_name_path: a failing iterator keeps its own message
+            with errors_name_path(shown):
+                _write_all(file, piece)
+        with errors_name_path(shown):
+            _sync(file)
+    finally:
+        with errors_name_path(shown):
+            os.close(file)
 
 
 @contextmanager
@@ -80,6 +85,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         _discard(temporary)
         raise
+    # The new name must survive a power loss before older checkpoints are removed.
     try:
         with errors_name_path(path):
             _sync_folder(path.parent)
@@ -97,21 +103,17 @@ def make_folder(path: Path) -> None:
             try:
                 os.mkdir(folder)
             except FileExistsError:
-                if not os.path.isdir(folder):  # otherwise another process was faster
+                if not os.path.isdir(folder):  # another process made it first
                     raise
             _sync_folder(folder.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder in a way that no crash leaves half of it under its name.
-
-    The rename is synced before the first file goes: otherwise a power loss could undo the one and keep the
-    other.
-    """
+    """Remove a folder so that a crash never leaves part of it under its name."""
     temporary = _temporary_name(path)
     with errors_name_path(path):
         os.rename(path, temporary)
-        _sync_folder(path.parent)
+        _sync_folder(path.parent)  # before the first file goes: a power loss could undo only the rename
         _delete(temporary)
 
 
@@ -128,11 +130,11 @@ def clean_leftovers(folder: Path) -> None:
                 _delete(folder / name)
 
 
-class LineFile:
-    """A file that only grows, by whole lines; for metrics.jsonl.
+class AppendOnlyLog:
+    """A text file that only grows, by whole lines: metrics.jsonl, samples.jsonl.
 
     A line is in the kernel's hands when `append` returns, so it outlives this process; after `sync` it
-    outlives a power loss. A crash can leave a torn last line: `keep_lines` drops it.
+    outlives a power loss. A crash can leave a torn last line: `filter_lines` drops it.
     """
 
     def __init__(self, path: Path):
@@ -156,7 +158,7 @@ class LineFile:
         with errors_name_path(self._path):
             os.close(self._file)
 
-    def __enter__(self) -> "LineFile":
+    def __enter__(self) -> "AppendOnlyLog":
         return self
 
     def __exit__(
@@ -165,10 +167,10 @@ class LineFile:
         self.close()
 
 
-def keep_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
-    """Rewrite a file with the lines that `keep` (given the line with its line end) wants.
+def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
+    """Rewrite a file with the lines for which `keep(line)` is true; the line comes with its line end.
 
-    A last line without a line end was torn by a crash and is dropped unasked. A missing file stays missing.
+    A last line without a line end was torn by a crash and is always dropped. A missing file stays missing.
     """
     if not os.path.exists(path):
         return
@@ -180,47 +182,31 @@ def keep_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
 def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
     """Hold the lock file at `path` for the length of the block.
 
-    Raises InUseError, naming `what`, if another process holds it. The operating system frees the lock when
-    its process ends, however it ends, so the file itself stays and means nothing.
+    Raises InUseError, naming `what`, if another process holds it; OSError where the lock file cannot be
+    opened, a symbolic link included. The operating system frees the lock when its process ends, however it
+    ends, so the file itself stays and means nothing.
 
-    Yields a function that raises OSError where the file is no longer at `path`: somebody removed or moved it,
-    or the folder around it, and another process may now hold a lock of the same name.
+    Yields a function that raises OSError if the locked file is no longer at `path`: it, or the folder around
+    it, was removed or moved, and another process may now hold a lock of the same name.
     """
+    from filelock import FileLock, Timeout  # here, because importing it takes 0.1 s
 
-    def check() -> None:
-        if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
-            raise OSError(errno.ESTALE, f"{what} was removed or moved while in use", str(path))
-
-    with errors_name_path(path):
-        file = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o666)
+    # A soft lock, filelock's fallback on filesystems without flock, would outlive its process.
+    file_lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
-        try:
-            with errors_name_path(path):
-                if sys.platform == "win32":
-                    msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-                else:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
+        file_lock.acquire()
+    except Timeout:
+        raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
+    try:
+        locked = path.stat()  # the open lock file keeps its inode from being reused
+
+        def check() -> None:
+            if not (path.exists() and os.path.samestat(locked, path.stat())):
+                raise OSError(errno.ESTALE, f"{what} was removed or moved while in use", str(path))
+
         yield check
     finally:
-        with errors_name_path(path):
-            os.close(file)
-
-
-def _create(path: Path, data: Bytes | Iterable[Bytes], named: Path) -> None:
-    pieces = [data] if isinstance(data, Bytes) else data
-    with errors_name_path(named):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
-    try:
-        for piece in pieces:  # an error in making the pieces is not an error of this file
-            with errors_name_path(named):
-                _write_all(file, piece)
-        with errors_name_path(named):
-            _sync(file)
-    finally:
-        with errors_name_path(named):
-            os.close(file)
+        file_lock.release()
 
 
 def _write_all(file: int, data: Bytes) -> None:
@@ -235,6 +221,8 @@ def _write_all(file: int, data: Bytes) -> None:
 
 def _sync(file: int) -> None:
     if sys.platform == "darwin":  # there, fsync leaves the data in the drive's cache
+        import fcntl
+
         try:
             fcntl.fcntl(file, fcntl.F_FULLFSYNC)
             return

@@ -113,7 +113,7 @@ def test_cleaning_removes_temporary_names_only(tmp_path):
 
 def test_lines_are_appended_to_what_is_there(tmp_path):
     for line in ["one", "zwölf"]:
-        with atomic_io.LineFile(tmp_path / "lines") as lines:
+        with atomic_io.AppendOnlyLog(tmp_path / "lines") as lines:
             lines.append(line)
             assert (tmp_path / "lines").read_text(encoding="utf-8").endswith(line + "\n")  # before the close
             lines.sync()
@@ -122,9 +122,9 @@ def test_lines_are_appended_to_what_is_there(tmp_path):
 
 def test_a_torn_last_line_is_dropped_with_the_unwanted_ones(tmp_path):
     (tmp_path / "lines").write_bytes(b"1\n2\n3\n1")
-    atomic_io.keep_lines(tmp_path / "lines", lambda line: int(line) != 2)
+    atomic_io.filter_lines(tmp_path / "lines", lambda line: int(line) != 2)
     assert (tmp_path / "lines").read_bytes() == b"1\n3\n"
-    atomic_io.keep_lines(tmp_path / "missing", lambda line: True)
+    atomic_io.filter_lines(tmp_path / "missing", lambda line: True)
     assert names(tmp_path) == ["lines"]
 
 

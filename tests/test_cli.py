@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptmini
-from gptmini.checkpoint.store import append_checksum
+from gptmini.checkpoint.manifest import append_checksum
 from gptmini.cli.main import _SCHEMAS, TrainOptions, main, read_options
 from gptmini.config import Config, load_config
 from gptmini.data.datasets import NAMED

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import gptmini
-from gptmini.checkpoint.store import load
+from gptmini.checkpoint.store import load_model
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer, build_tokenizer
 from gptmini.errors import UserError
@@ -36,7 +36,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(directory):
-    return load(directory)[0]
+    return load_model(directory)[0]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_greedy_equals_transformers_at_the_shape_of_gpt2_124m(tmp_path, long):
     torch.manual_seed(0)
     config = GPT2Config(bos_token_id=256, eos_token_id=None, initializer_range=0.1)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model, _ = load(tmp_path)
+    model, _ = load_model(tmp_path)
     (row,) = prompts(1, 32).tolist()
     new = config.n_positions - len(row)
     expected = transformers_generate(tmp_path, torch.tensor([row]), max_new_tokens=new).tolist()
@@ -217,7 +217,7 @@ def test_a_row_that_ends_early_is_filled_up_with_the_stop_token(model):
 
 
 def test_bfloat16_weights_generate(directory):
-    model = load(directory)[0].bfloat16()
+    model = load_model(directory)[0].bfloat16()
     assert generate(model, prompts(2, 5), max_new_tokens=2 * CONTEXT, seed=0).shape == (2, 5 + 2 * CONTEXT)
 
 
@@ -226,7 +226,7 @@ def test_bfloat16_weights_generate(directory):
 def test_greedy_text_on_cuda_is_that_of_the_cpu(model, directory, batch):
     tokens, n = prompts(batch, 5), 2 * CONTEXT
     expected = generate(model, tokens, max_new_tokens=n, temperature=0)
-    on_cuda = load(directory, "cuda")[0]
+    on_cuda = load_model(directory, "cuda")[0]
     for use_cache in (True, False):
         got = generate(on_cuda, tokens.cuda(), max_new_tokens=n, temperature=0, use_cache=use_cache)
         assert torch.equal(got.cpu(), expected)
@@ -235,7 +235,7 @@ def test_greedy_text_on_cuda_is_that_of_the_cpu(model, directory, batch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_cached_equals_uncached_on_cuda(directory, sampler):
-    on_cuda, rows = load(directory, "cuda")[0], prompts(3, 5).tolist()
+    on_cuda, rows = load_model(directory, "cuda")[0], prompts(3, 5).tolist()
     rows[1] = rows[1][:2]
     cached = generate(on_cuda, rows, max_new_tokens=2 * CONTEXT, **sampler)
     assert cached == generate(on_cuda, rows, max_new_tokens=2 * CONTEXT, use_cache=False, **sampler)
@@ -243,7 +243,7 @@ def test_cached_equals_uncached_on_cuda(directory, sampler):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_bfloat16_weights_generate_on_cuda(model, directory):
-    on_cuda = optimize_for_cpu(load(directory, "cuda")[0], "bf16")
+    on_cuda = optimize_for_cpu(load_model(directory, "cuda")[0], "bf16")
     tokens = prompts(2, 5)
     with torch.inference_mode():
         expected, got = model(tokens), on_cuda(tokens.cuda()).float().cpu()
@@ -435,7 +435,7 @@ def test_an_empty_stop_string_is_refused(model, tokenizer):
 
 
 def test_a_model_without_finite_logits_is_refused(directory):
-    model = load(directory)[0]
+    model = load_model(directory)[0]
     model.ln_f.bias.data[0] = float("nan")
     with pytest.raises(UserError, match="no finite logits"):
         generate(model, prompts(1, 3), max_new_tokens=1)

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gptmini.checkpoint.safetensors_io import TensorFiles, tensor_file_pieces
-from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load, verify
+from gptmini.checkpoint.manifest import verify
+from gptmini.checkpoint.safetensors_io import TensorFiles, tensor_file_chunks
+from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load_model
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.tokenizers import build_tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
@@ -56,7 +57,7 @@ def test_what_is_saved_comes_back_bit_for_bit(store):
 
 def test_a_steps_folder_loads_in_transformers_with_the_same_logits(store):
     path = save(store, 1)
-    model, tokenizer = load(path)
+    model, tokenizer = load_model(path)
     tokens = torch.tensor([tokenizer.encode("abcd")])
     theirs = AutoModelForCausalLM.from_pretrained(path)
     with torch.inference_mode():
@@ -68,13 +69,13 @@ def test_the_best_and_the_newest_are_kept(store):
         save(store, step, loss)
     assert store.steps() == [2, 4, 5]
     assert store.best() == store.path(2)
-    assert load(store.run_folder)[0].config == TINY
+    assert load_model(store.run_folder)[0].config == TINY
 
 
 def test_a_run_folder_without_losses_loads_its_newest(store):
     save(store, 1, seed=1)
     save(store, 2, seed=2)
-    model, _ = load(store.run_folder)
+    model, _ = load_model(store.run_folder)
     assert torch.equal(model.ln_f.weight, checkpoint(2, seed=2).model["ln_f.weight"])
     assert torch.equal(model.token_embedding.weight, checkpoint(2, seed=2).model["token_embedding.weight"])
 
@@ -142,7 +143,7 @@ def test_leftovers_of_a_crash_are_removed(store):
 def test_a_folder_without_checkpoint_is_a_user_error(tmp_path, make, message):
     make(tmp_path / "run")
     with pytest.raises(UserError, match=message):
-        load(tmp_path / "run")
+        load_model(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_a_folder_that_transformers_wrote_loads_with_the_same_logits(theirs, tmp
     theirs.save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     for name in ("whole", "sharded"):
-        model, tokenizer = load(tmp_path / name)
+        model, tokenizer = load_model(tmp_path / name)
         assert tokenizer is None
         assert_same_logits(model, theirs)
 
@@ -172,13 +173,13 @@ def test_a_folder_that_transformers_wrote_loads_with_the_same_logits(theirs, tmp
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_load_as_float32(theirs, tmp_path, dtype):
     theirs.to(dtype).save_pretrained(tmp_path / "half")
-    model, _ = load(tmp_path / "half")
+    model, _ = load_model(tmp_path / "half")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert_same_logits(model, theirs.float())
 
 
 def test_a_loaded_model_is_like_one_that_was_built(store):
-    model, tokenizer = load(save(store, 1))
+    model, tokenizer = load_model(save(store, 1))
     built = GPT(TINY)
     assert not model.training
     assert tokenizer.digest == TOKENIZER.digest
@@ -194,7 +195,7 @@ def test_pickled_weights_alone_are_refused(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "hub")
     (tmp_path / "hub" / "model.safetensors").rename(tmp_path / "hub" / "pytorch_model.bin")
     with pytest.raises(UserError, match="weights in pickle files are never loaded"):
-        load(tmp_path / "hub")
+        load_model(tmp_path / "hub")
 
 
 def test_weights_of_another_size_than_the_config_are_refused(theirs, tmp_path):
@@ -202,13 +203,13 @@ def test_weights_of_another_size_than_the_config_are_refused(theirs, tmp_path):
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
     with pytest.raises(UserError, match=r"hub: tensor h\.2\.attn\.c_attn\.bias is missing \(and 11 more\)"):
-        load(tmp_path / "hub")
+        load_model(tmp_path / "hub")
 
 
 def test_a_step_folder_of_a_later_format_is_not_called_damaged(store, monkeypatch):
     path = save(store, 1)
-    monkeypatch.setattr("gptmini.checkpoint.store.FORMAT_VERSION", 0)
-    for read in (lambda: verify(path), store.latest, lambda: load(store.run_folder)):
+    monkeypatch.setattr("gptmini.checkpoint.manifest.FORMAT_VERSION", 0)
+    for read in (lambda: verify(path), store.latest, lambda: load_model(store.run_folder)):
         with pytest.raises(UserError, match="format version 1 is not known to this gptmini"):
             read()
 
@@ -223,7 +224,7 @@ def test_tensor_files_are_safetensors(tmp_path):
         "counts": torch.tensor([2**40]),
     }
     path, other = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    path.write_bytes(b"".join(tensor_file_pieces(tensors)))
+    path.write_bytes(b"".join(tensor_file_chunks(tensors)))
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, other)
     theirs, ours = safetensors.torch.load_file(path), TensorFiles([other])
     for name, tensor in tensors.items():
@@ -235,6 +236,6 @@ def test_tensor_files_are_safetensors(tmp_path):
 
 
 def test_an_empty_tensor_file_is_a_tensor_file(tmp_path):
-    (tmp_path / "empty.safetensors").write_bytes(b"".join(tensor_file_pieces({})))
+    (tmp_path / "empty.safetensors").write_bytes(b"".join(tensor_file_chunks({})))
     assert dict(TensorFiles([tmp_path / "empty.safetensors"])) == {}
     assert safetensors.torch.load_file(tmp_path / "empty.safetensors") == {}

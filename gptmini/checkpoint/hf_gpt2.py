@@ -1,6 +1,6 @@
-"""GPT's parameters <-> the tensors and the config.json of a Hugging Face GPT-2 directory.
+"""GPT's parameters and config <-> the tensors and the config.json of a Hugging Face GPT-2 directory.
 
-Four things differ on the two sides: the names; the four projections of a block, which GPT-2 stores transposed
+Four things differ between the two: the names; the four projections of a block, which GPT-2 stores transposed
 (its Conv1D is a Linear with (in, out) weights); the tied output weights, which no file holds; and missing
 biases, which GPT-2 does not know, so they are stored as zeros. All of it happens here and nowhere else.
 """
@@ -13,11 +13,11 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from gptmini.checkpoint.manifest import FORMAT_VERSION, check_format_version
+from gptmini.checkpoint.safetensors_io import printable
 from gptmini.config import Attention, GPTConfig
 from gptmini.errors import UserError
 from gptmini.schema import Section, explain
-
-FORMAT_VERSION = 1
 
 _GPT2_NAMES = {"token_embedding": "wte", "position_embedding": "wpe", "blocks": "h", "ln_f": "ln_f"}
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -33,26 +33,21 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """
     C = config.n_embd
     block: dict[str, tuple[int, ...]] = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (3 * C, C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (4 * C, C),
-        "mlp.c_fc.bias": (4 * C,),
-        "mlp.c_proj.weight": (C, 4 * C),
-        "mlp.c_proj.bias": (C,),
+        "ln_1": (C,),
+        "attn.c_attn": (3 * C, C),
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (4 * C, C),
+        "mlp.c_proj": (C, 4 * C),
     }
-    return {
+    modules = {f"blocks.{i}.{part}": shape for i in range(config.n_layer) for part, shape in block.items()}
+    shapes: dict[str, tuple[int, ...]] = {
         "token_embedding.weight": (config.vocab_size, C),
         "position_embedding.weight": (config.context_length, C),
-        **{f"blocks.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()},
-        "ln_f.weight": (C,),
-        "ln_f.bias": (C,),
     }
+    for name, shape in {**modules, "ln_f": (C,)}.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
 
 
 def to_gpt2(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -67,23 +62,16 @@ def to_gpt2(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]
     """
     tensors = {}
     for name, shape in parameter_shapes(config).items():
-        tensor = torch.zeros(shape) if _left_out(name, config) else state[name]
+        tensor = torch.zeros(shape) if is_absent_bias(name, config) else state[name]
         tensors[f"transformer.{_gpt2_name(name)}"] = tensor.T if name.endswith(_TRANSPOSED) else tensor
     return tensors
 
 
-def from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """GPT's state dict from the tensors of a GPT-2 directory; see `parameters_from_gpt2`."""
-    state = dict(parameters_from_gpt2(tensors, config))
-    state["lm_head.weight"] = state["token_embedding.weight"]
-    return state
-
-
 def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """GPT's parameters, in float32 and in memory of their own, one by one.
+    """GPT's parameters from the tensors of a GPT-2 directory, as float32 copies, one by one.
 
     So a mapping that reads from disk is never in memory as a whole. Raises UserError naming the tensor that
-    is missing, left over, of another shape or dtype than `config` needs, or not zero where `config` has no
+    is missing, unexpected, of another shape or dtype than `config` needs, or not zero where `config` has no
     bias.
     """
     stored = {name.removeprefix("transformer."): name for name in tensors}
@@ -92,34 +80,33 @@ def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> It
     if missing := sorted(expected - stored.keys()):
         raise UserError(f"tensor {missing[0]} is missing{_and_more(missing)}: config.json needs it")
     extra = sorted(name for name in stored.keys() - expected if not _OLD_BUFFERS.fullmatch(name))
-    if extra and extra != ["lm_head.weight"]:
-        raise UserError(f"tensor {extra[0]} has no place in this GPT-2{_and_more(extra)}")
+    has_head = extra == ["lm_head.weight"]  # some files repeat the tied output weights
+    if extra and not has_head:
+        raise UserError(f"tensor {printable(extra[0])} has no place in this GPT-2{_and_more(extra)}")
     if len(stored) != len(tensors):
         raise UserError("a tensor is there twice, with and without the prefix transformer.")
 
     for name, shape in shapes.items():
-        tensor = tensors[stored[_gpt2_name(name)]]
-        if name.endswith(_TRANSPOSED):
-            shape = shape[::-1]
-        if tuple(tensor.shape) != shape:
+        gpt2_name = _gpt2_name(name)
+        is_transposed = name.endswith(_TRANSPOSED)
+        tensor = _float_tensor(tensors, stored[gpt2_name])
+        needed = shape[::-1] if is_transposed else shape
+        if tensor.shape != needed:
             raise UserError(
-                f"tensor {_gpt2_name(name)} has shape {tuple(tensor.shape)}, but config.json needs {shape}"
+                f"tensor {gpt2_name} has shape {tuple(tensor.shape)}, but config.json needs {needed}"
             )
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise UserError(
-                f"tensor {_gpt2_name(name)} is {tensor.dtype}: float32, float16 or bfloat16 needed"
-            )
-        if _left_out(name, config):
+        if is_absent_bias(name, config):
             if tensor.any():
-                raise UserError(f"tensor {_gpt2_name(name)} must be zero: config.json says bias = false")
+                raise UserError(f"tensor {gpt2_name} must be zero: config.json says bias = false")
             continue
-        if name.endswith(_TRANSPOSED):
-            tensor = tensor.T
-        value = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        # copied: the file may be memory-mapped, and training writes into parameters
+        value = (tensor.T if is_transposed else tensor).to(
+            torch.float32, memory_format=torch.contiguous_format, copy=True
+        )
         if (
-            extra
+            has_head
             and name == "token_embedding.weight"
-            and not torch.equal(tensors["lm_head.weight"].float(), value)
+            and not value.equal(_float_tensor(tensors, "lm_head.weight").float())
         ):
             raise UserError(
                 "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
@@ -167,13 +154,8 @@ def config_from_gpt2(values: Mapping[str, Any]) -> GPTConfig:
     Raises UserError naming the key for what is not GPT-2 as GPT computes it, for sizes that no real model
     has, and for a format version that this version of gptmini does not know.
     """
-    ours = values.get("gptmini")
-    version = ours.get("format_version", FORMAT_VERSION) if isinstance(ours, dict) else FORMAT_VERSION
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"config.json: format version {version!r:.20} is not known to this gptmini, which reads version "
-            f"{FORMAT_VERSION}: use the gptmini that wrote it"
-        )
+    if isinstance(ours := values.get("gptmini"), dict):
+        check_format_version(ours, "config.json")
     try:
         found = _GPT2Config.model_validate(values)
         config = GPTConfig(
@@ -193,7 +175,7 @@ def config_from_gpt2(values: Mapping[str, Any]) -> GPTConfig:
     return config
 
 
-class _Ours(Section):
+class _GptminiKeys(Section):
     """What GPTConfig knows and GPT-2 does not."""
 
     format_version: int = FORMAT_VERSION
@@ -224,7 +206,7 @@ class _GPT2Config(Section):
     scale_attn_by_inverse_layer_idx: Literal[False] = False
     add_cross_attention: Literal[False] = False
     tie_word_embeddings: Literal[True] = True
-    gptmini: _Ours = _Ours()
+    gptmini: _GptminiKeys = _GptminiKeys()
 
 
 def _gpt2_name(name: str) -> str:
@@ -233,7 +215,15 @@ def _gpt2_name(name: str) -> str:
     return f"{_GPT2_NAMES[first]}.{rest}"
 
 
-def _left_out(name: str, config: GPTConfig) -> bool:
+def _float_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    tensor = tensors[name]
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise UserError(f"tensor {name} is {tensor.dtype}: float32, float16 or bfloat16 needed")
+    return tensor
+
+
+def is_absent_bias(name: str, config: GPTConfig) -> bool:
+    """Whether GPT-2 has this parameter and a model of this config does not."""
     return name.endswith(".bias") and not config.bias
 
 

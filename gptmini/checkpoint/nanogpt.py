@@ -10,20 +10,16 @@ the model becomes a slightly different one; `Imported` says by how much.
 
 import pickle  # for the name of its error; nothing is unpickled by it
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gptmini import atomic_io
-from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, from_gpt2, to_gpt2
-from gptmini.checkpoint.safetensors_io import tensor_file_pieces
-from gptmini.checkpoint.store import model_files
-from gptmini.data.tokenizers import Tokenizer
+from gptmini.checkpoint.gpt2_directory import build_model
+from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameter_shapes, parameters_from_gpt2, to_gpt2
 from gptmini.errors import UserError
 from gptmini.model import GPT
 
@@ -68,18 +64,6 @@ def import_nanogpt(path: Path) -> Imported:
     return Imported(model, *_differences(model))
 
 
-def save_gpt2_folder(path: Path, model: GPT, tokenizer: Tokenizer | None) -> None:
-    """Write a model as a new Hugging Face GPT-2 directory; UserError where `path` exists."""
-    if path.exists():
-        raise UserError(f"{path}: exists already; choose another folder")
-    atomic_io.make_folder(path.absolute().parent)
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    with atomic_io.new_folder(path) as folder:
-        for name, content in model_files(weights, model.config, tokenizer).items():
-            pieces = content if isinstance(content, bytes) else tensor_file_pieces(content)
-            atomic_io.create_file(folder / name, pieces)
-
-
 def _build(content: Any) -> GPT:
     content = content if _is_dict(content) else {}
     args, tensors = content.get("model_args"), content.get("model")
@@ -96,21 +80,17 @@ def _build(content: Any) -> GPT:
     values = {**sizes, "vocab_size": vocab_size, "resid_pdrop": args.get("dropout", 0.0)}
     ours = {"bias": args.get("bias", True)}
     config = config_from_gpt2({"model_type": "gpt2", **values, "gptmini": ours})
-    model = GPT(config)
-    model.load_state_dict(from_gpt2(_as_gpt2(tensors, model), config))
-    return model.eval()
-
-
-def _as_gpt2(tensors: Mapping[str, Tensor], model: GPT) -> dict[str, Tensor]:
-    """nanoGPT's Linear weights turned into GPT-2's, and zeros for the biases that it left out."""
-    turned = {
+    # GPT-2's files hold the transpose of a Linear weight, and zeros for biases that the model does not have.
+    transposed = {
         name: tensor.T if tensor.dim() == 2 and name.startswith("transformer.h.") else tensor
         for name, tensor in tensors.items()
     }
-    if model.config.bias:
-        return turned
-    zeros = to_gpt2(model.state_dict(), model.config)
-    return {name: zero for name, zero in zeros.items() if name.endswith(".bias")} | turned
+    if not config.bias:
+        zeros = to_gpt2(
+            {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}, config
+        )
+        transposed = {name: zero for name, zero in zeros.items() if name.endswith(".bias")} | transposed
+    return build_model(config, parameters_from_gpt2(transposed, config)).eval()
 
 
 @torch.inference_mode()

@@ -347,13 +347,13 @@ def _generate(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("generate", words, GenerateOptions)
     weights = _weights(options)
     prompt = _read_prompt(options)
-    from gptmini.checkpoint.store import load
+    from gptmini.checkpoint.store import load_model
     from gptmini.generation.cpu_linear import optimize_for_cpu
     from gptmini.generation.generate import generate_text, stream
     from gptmini.generation.repl import Session
     from gptmini.training.runtime import find_device
 
-    model, tokenizer = load(checkpoint, str(find_device(options.device)))
+    model, tokenizer = load_model(checkpoint, str(find_device(options.device)))
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so there are no texts to read or write with it")
     model = optimize_for_cpu(model, weights)
@@ -408,9 +408,9 @@ def _evaluate(words: Sequence[str]) -> None:
 def _export(words: Sequence[str]) -> None:
     checkpoint, options = _checkpoint_words("export", words, ExportOptions)
     from gptmini.checkpoint.gguf import export_gguf
-    from gptmini.checkpoint.store import load
+    from gptmini.checkpoint.store import load_model
 
-    model, tokenizer = load(checkpoint)
+    model, tokenizer = load_model(checkpoint)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, and {options.format} needs one")
     output = options.output or f"{Path(checkpoint).resolve().name}-{options.numbers}.{options.format}"
@@ -421,7 +421,8 @@ def _import_nanogpt(words: Sequence[str]) -> None:
     places, _ = read_options(words, {})
     if len(places) != 2:
         raise UserError(f"gptmini import-nanogpt takes CKPT.pt and OUT, and {len(places)} words were given")
-    from gptmini.checkpoint.nanogpt import GPT2_VOCAB_SIZE, import_nanogpt, save_gpt2_folder
+    from gptmini.checkpoint.gpt2_directory import save
+    from gptmini.checkpoint.nanogpt import GPT2_VOCAB_SIZE, import_nanogpt
     from gptmini.data.tokenizers import Tokenizer, load_gpt2
 
     imported = import_nanogpt(Path(places[0]))
@@ -438,7 +439,7 @@ def _import_nanogpt(words: Sequence[str]) -> None:
             lines.append(f"no tokenizer written: {error}")
     else:
         lines.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
-    save_gpt2_folder(Path(places[1]), imported.model, tokenizer)
+    save(places[1], imported.model, tokenizer)
     print("\n".join([f"{places[1]}: written", *lines]))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gptmini.checkpoint.store import load
+from gptmini.checkpoint.store import load_model
 from gptmini.config import Config, RuntimeConfig, load_config
 from gptmini.data.corpus import open_corpus
 from gptmini.data.prepare import encode_corpus, prepare
@@ -39,7 +39,7 @@ def evaluate_checkpoint(
     evaluate on.
     """
     runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
-    model, tokenizer = load(checkpoint, str(runtime.device))
+    model, tokenizer = load_model(checkpoint, str(runtime.device))
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so it cannot read a text")
     length = model.config.context_length

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptmini import __version__
 from gptmini.atomic_io import write_file
-from gptmini.checkpoint.store import load
+from gptmini.checkpoint.store import load_model
 from gptmini.config import RuntimeConfig
 from gptmini.data.prepare import prepare
 from gptmini.data.token_files import TokenData
@@ -78,7 +78,7 @@ def _about(
         "parameters": None,
     }
     try:
-        model, tokenizer = load(run.folder, str(runtime.device))
+        model, tokenizer = load_model(run.folder, str(runtime.device))
         about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         if tokenizer is None:
             raise UserError("its checkpoint holds no tokenizer")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptmini.atomic_io import LineFile, keep_lines
+from gptmini.atomic_io import AppendOnlyLog, filter_lines
 from gptmini.config import Config
 from gptmini.training.trackers import Trackers
 
@@ -27,9 +27,9 @@ class Metrics:
         """
         samples = path.with_name("samples.jsonl")
         for file in (path, samples):
-            keep_lines(file, lambda line: _step_of(line) <= first_step)
+            filter_lines(file, lambda line: _step_of(line) <= first_step)
         earlier = list(read_metrics(path))
-        self._lines, self._samples = LineFile(path), LineFile(samples)
+        self._lines, self._samples = AppendOnlyLog(path), AppendOnlyLog(samples)
         self._trackers: Trackers | None = None
         self._latest = {line["split"]: line["loss"] for line in earlier}
         self._max_steps = max_steps

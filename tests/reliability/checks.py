@@ -20,7 +20,7 @@ from disk import Disk, after_power_loss, failing, kill, kill_inside, lie, put, r
 from transformers import AutoModelForCausalLM
 
 from gptmini import atomic_io
-from gptmini.checkpoint import hf_gpt2, store
+from gptmini.checkpoint import hf_gpt2, manifest, store
 from gptmini.config import GPTConfig
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.training import metrics
@@ -77,8 +77,8 @@ def go_on(run, last_step, saved=lambda step: None):
         found, skipped = checkpoints.latest()
         assert not skipped
         step = found.step if found else 0
-        atomic_io.keep_lines(run / "metrics.jsonl", lambda line: metrics._step_of(line) <= step)
-        with atomic_io.LineFile(run / "metrics.jsonl") as lines:
+        atomic_io.filter_lines(run / "metrics.jsonl", lambda line: metrics._step_of(line) <= step)
+        with atomic_io.AppendOnlyLog(run / "metrics.jsonl") as lines:
             while step < last_step:
                 step += 1
                 lines.append(json.dumps({"step": step}))
@@ -91,7 +91,7 @@ def assert_intact(run, promised):
     """The newest checkpoint is the last whose save returned, or the one after it; and every one is whole."""
     checkpoints = store.CheckpointStore(run, keep=1)
     for step in checkpoints.steps():
-        store.verify(checkpoints.path(step))
+        manifest.verify(checkpoints.path(step))
     found, _ = checkpoints.latest()
     step = found.step if found else 0
     assert step in (promised, promised + 1)
@@ -290,7 +290,7 @@ def step_folder(folder):
 def refused(folder, path):
     """The checkpoint in `folder` is refused, and the refusal names `path`."""
     with pytest.raises(DamagedError) as refusal:
-        store.verify(folder)
+        manifest.verify(folder)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.exit_code == 4
@@ -315,7 +315,7 @@ def check_bit_flips(folder, stride=1):
             refused(step, path)
             flips += 1
         overwrite(path, whole)
-    store.verify(step)
+    manifest.verify(step)
     return flips
 
 
@@ -330,7 +330,7 @@ def check_lengths(folder, stride=1):
             refused(step, path)
             cases += 1
         overwrite(path, whole)
-    store.verify(step)
+    manifest.verify(step)
     return cases
 
 
@@ -350,7 +350,7 @@ def check_missing_and_extra(folder):
         refused(step, extra)
         extra.unlink()
         cases += 3
-    store.verify(step)
+    manifest.verify(step)
     return cases
 
 
@@ -428,7 +428,7 @@ def check_torn_lines(folder):
     path, line = folder / "metrics.jsonl", b'{"step": 2}\n'
     for cut in range(len(line)):
         path.write_bytes(b'{"step": 1}\n{"step": 3}\n' + line[:cut])
-        atomic_io.keep_lines(path, lambda line: json.loads(line)["step"] < 3)
+        atomic_io.filter_lines(path, lambda line: json.loads(line)["step"] < 3)
         assert path.read_bytes() == b'{"step": 1}\n'
     return len(line)
 
@@ -439,7 +439,7 @@ def check_transformers(folder):
     tokens = torch.tensor([[0, 1], [2, 1]])
     theirs = AutoModelForCausalLM.from_pretrained(path)
     with torch.inference_mode():
-        assert (store.load(path)[0](tokens) - theirs(tokens).logits).abs().max() < 1e-4
+        assert (store.load_model(path)[0](tokens) - theirs(tokens).logits).abs().max() < 1e-4
     return 1
 
 
@@ -455,8 +455,8 @@ def check_hostile(folder, only=None):
     shutil.rmtree(good_hub / "training")
     config = json.loads((good_hub / "config.json").read_bytes())
     state = json.loads((good_step / "training" / "state.json").read_bytes())
-    manifest = json.loads((good_step / "manifest.json").read_bytes())
-    del manifest["sha256"]
+    good_manifest = json.loads((good_step / "manifest.json").read_bytes())
+    del good_manifest["sha256"]
     contents_of = {
         ("hub", "model.safetensors"): hostile.weights(marker),
         ("hub", "config.json"): hostile.configs(config),
@@ -464,19 +464,19 @@ def check_hostile(folder, only=None):
         ("run", "config.json"): hostile.configs(config),
         ("run", "training/optimizer.safetensors"): hostile.weights(marker),
         ("run", "training/state.json"): hostile.states(state, marker),
-        ("run", "manifest.json"): hostile.manifests(manifest),
+        ("run", "manifest.json"): hostile.manifests(good_manifest),
     }
     cases = []
     for (kind, name), contents in contents_of.items():
         for what, content in contents.items() if only in (None, name) else ():
-            if name == "training/optimizer.safetensors" and what in ("no tensors", "a name with line ends"):
-                continue  # strange, but tensors: the optimizers say which they need
+            if name == "training/optimizer.safetensors" and what in hostile.STRANGE:
+                continue  # the optimizers say which tensors they need
             case, hub = copied(folder, kind, good_hub, good_step, len(cases))
             if name == "model.safetensors.index.json":
                 (hub / "model.safetensors").unlink()
-            (hub / name).write_bytes(hostile.seal(content) if name == "manifest.json" else content)
+            (hub / name).write_bytes(hostile.with_checksum(content) if name == "manifest.json" else content)
             if kind == "run" and name != "manifest.json":
-                hostile.reseal(hub)
+                hostile.rewrite_manifest(hub)
             cases.append((f"{kind} {name}: {what}", case))
     for name in ("model.safetensors", "config.json") if only is None else ():
         for what, make in hostile.PLACES.items():
@@ -540,7 +540,7 @@ def is_forbidden(event, args):
 def outcome(path):
     """`refused` if a reader refused it, cleanly, and no other stumbled; else what happened."""
     refusals = 0
-    readers = [lambda: store.load(path)]
+    readers = [lambda: store.load_model(path)]
     if (path / "checkpoints").exists():
         readers.append(store.CheckpointStore(path, keep=1).latest)
     for read in readers:

@@ -10,7 +10,7 @@ import os
 import pickle
 import zipfile
 
-from gptmini.checkpoint import store
+from gptmini.checkpoint import manifest
 
 
 class Evil:
@@ -76,13 +76,25 @@ def weights(marker):
         "a shape of a million axes": tensor_file({"a": entry([1] * 1_000_000, 0, 4)}, bytes(4)),
         "a shape of fractions": tensor_file({"a": entry([1.0], 0, 4)}, bytes(4)),
         "a shape of truths": tensor_file({"a": entry([True], 0, 4)}, bytes(4)),
-        "an unknown dtype": tensor_file({"a": entry([1], 0, 4, "F8_E8M0")}, bytes(4)),
+        "a dtype that no model has": tensor_file({"a": entry([4], 0, 4, "F8_E8M0")}, bytes(4)),
+        "an unknown dtype": tensor_file({"a": entry([1], 0, 4, "F31")}, bytes(4)),
         "a dtype that is a list": tensor_file({"a": entry([1], 0, 4, ["F32"])}, bytes(4)),
         "an entry that is a number": tensor_file({"a": 1}),
         "an entry with more keys": tensor_file({"a": {**entry([1], 0, 4), "url": "x"}}, bytes(4)),
         "a name with line ends": tensor_file({"a\n\x1b[2J": entry([1], 0, 4)}, bytes(4)),
         "no tensors": tensor_file({}),
     }
+
+
+STRANGE = {
+    "a dtype that no model has",
+    "a header of 4 MiB",
+    "a name with line ends",
+    "a shape of a million axes",
+    "an entry with more keys",
+    "no tensors",
+}
+"""Weights that are safetensors all the same: names, shapes and dtypes are compared with what is needed."""
 
 
 def configs(good):
@@ -163,7 +175,7 @@ def states(good, marker):
 
 
 def manifests(good):
-    """Contents of manifest.json, sealed as a good one is, by what is wrong with them."""
+    """Contents of manifest.json, with the checksum that a good one has, by what is wrong with them."""
 
     def with_files(files):
         return json.dumps({"format_version": 1, "files": files}).encode()
@@ -195,17 +207,17 @@ PLACES = {
 """What may stand where a file is expected."""
 
 
-def reseal(step_folder):
+def rewrite_manifest(step_folder):
     """Write the manifest that fits what is in the folder now."""
     (step_folder / "manifest.json").unlink()
     files = {
-        str(path.relative_to(step_folder)): store._summary_of(path)
+        str(path.relative_to(step_folder)): manifest.summarize_file(path)
         for path in sorted(step_folder.rglob("*"))
         if path.is_file()
     }
-    (step_folder / "manifest.json").write_bytes(store._manifest_bytes(files))
+    (step_folder / "manifest.json").write_bytes(manifest.manifest_bytes(files))
 
 
-def seal(text):
+def with_checksum(text):
     """A manifest's text with the sha256 of itself, as a good one has it."""
-    return store.append_checksum(text.rstrip().removesuffix(b"}").rstrip())
+    return manifest.append_checksum(text.rstrip().removesuffix(b"}").rstrip())

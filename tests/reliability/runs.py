@@ -32,7 +32,8 @@ import torch
 import yaml
 from disk import Disk, after_power_loss, put, replay
 
-from gptmini.checkpoint.store import CheckpointStore, verify
+from gptmini.checkpoint.manifest import verify
+from gptmini.checkpoint.store import CheckpointStore
 from gptmini.cli import main as cli
 from gptmini.config import Config
 from gptmini.data.batching import WindowSampler

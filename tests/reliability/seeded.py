@@ -10,12 +10,26 @@ from pathlib import Path
 import pytest
 
 from gptmini import atomic_io
-from gptmini.checkpoint import hf_gpt2, safetensors_io, store
+from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, store
 from gptmini.data import batching
 from gptmini.training import loss, metrics, optim, resume, runtime, trainer
 
 # Each takes names from those before it, so all are made anew, in this order.
-ROOMS = (atomic_io, safetensors_io, hf_gpt2, store, batching, runtime, loss, optim, metrics, resume, trainer)
+ROOMS = (
+    atomic_io,
+    safetensors_io,
+    manifest,
+    hf_gpt2,
+    gpt2_directory,
+    store,
+    batching,
+    runtime,
+    loss,
+    optim,
+    metrics,
+    resume,
+    trainer,
+)
 
 
 @contextmanager

@@ -1,0 +1,154 @@
+"""Save and read a Hugging Face GPT-2 directory: config.json, model.safetensors and the tokenizer's files."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gptmini import atomic_io
+from gptmini.checkpoint.hf_gpt2 import (
+    config_from_gpt2,
+    generation_config,
+    gpt2_config,
+    is_absent_bias,
+    parameter_shapes,
+    parameters_from_gpt2,
+    to_gpt2,
+)
+from gptmini.checkpoint.safetensors_io import FileContent, TensorFiles, file_chunks, json_bytes, read_json
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer
+from gptmini.errors import DamagedError, UserError
+from gptmini.model import GPT
+
+
+def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model as a new Hugging Face GPT-2 directory: gptmini, transformers and their like load it.
+
+    `model` is a GPT, as built, trained or loaded, also compiled or wrapped in DataParallel or
+    DistributedDataParallel; its weights are stored in float32. `path` appears whole or not at all.
+
+    Raises UserError where `path` exists, or `model` is no GPT, has lost its float weights (int8), or is
+    sharded over ranks; OSError if the disk fails.
+    """
+    target = Path(path).expanduser()
+    if os.path.lexists(target):
+        raise UserError(f"{target}: exists already; choose another folder")
+    gpt = _unwrap(model)
+    weights = _float_weights(gpt)
+    if tokenizer is not None and tokenizer.vocab_size > gpt.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {gpt.config.vocab_size}: "
+            "they do not belong together"
+        )
+    atomic_io.make_folder(target.absolute().parent)
+    with atomic_io.new_folder(target) as folder:
+        for name, content in gpt2_files(weights, gpt.config, tokenizer).items():
+            atomic_io.create_file(folder / name, file_chunks(content))
+
+
+def gpt2_files(
+    weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer | None
+) -> dict[str, FileContent]:
+    """The files of a GPT-2 directory by name."""
+    end_of_text = tokenizer.end_of_text if tokenizer else None
+    return {
+        "config.json": json_bytes(gpt2_config(config, end_of_text)),
+        "generation_config.json": json_bytes(generation_config(end_of_text)),
+        "model.safetensors": to_gpt2(weights, config),
+        **(tokenizer.files() if tokenizer else {}),
+    }
+
+
+def read_gpt2(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
+    """Config and parameters of a GPT-2 directory, each parameter read when it is asked for.
+
+    Raises UserError or DamagedError, also while the parameters are read.
+    """
+    try:
+        config = config_from_gpt2(read_json(folder / "config.json"))
+        tensors = TensorFiles(_weight_files(folder))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        try:
+            yield from parameters_from_gpt2(tensors, config)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    return config, read()
+
+
+def build_model(config: GPTConfig, parameters: Iterable[tuple[str, Tensor]]) -> GPT:
+    """A GPT with these parameters, the tied output weights left out."""
+    state = dict(parameters)  # read before the model is built: a hostile config may ask for terabytes
+    with _SkipInit():
+        model = GPT(config)
+    state["lm_head.weight"] = state["token_embedding.weight"]
+    model.load_state_dict(state, assign=True)  # replaces the uninitialized parameters, copies nothing
+    model.lm_head.weight = model.token_embedding.weight  # tied again
+    return model
+
+
+def _unwrap(model: nn.Module) -> GPT:
+    """The GPT inside DistributedDataParallel, DataParallel or torch.compile."""
+    inner: object = model
+    while inner is not None and not isinstance(inner, GPT):
+        inner = getattr(inner, "module", getattr(inner, "_orig_mod", None))
+    if inner is None:
+        raise UserError(f"model is a {type(model).__name__}, but must be a gptmini.GPT")
+    return inner
+
+
+def _float_weights(model: GPT) -> dict[str, Tensor]:
+    """The parameters that GPT-2's files need, as float32; UserError where the model has others."""
+    weights = {name.replace("_orig_mod.", ""): p.detach() for name, p in model.named_parameters()}
+    needed = {name for name in parameter_shapes(model.config) if not is_absent_bias(name, model.config)}
+    if needed - weights.keys():
+        raise UserError("the model's weights are rounded for generating: load it with precision fp32 to save")
+    if extra := sorted(weights.keys() - needed):
+        raise UserError(f"parameter {extra[0]} has no place in GPT-2")
+    if any(hasattr(weight, "full_tensor") for weight in weights.values()):
+        raise UserError("the model is sharded over ranks: train saves it, and gptmini.load loads it whole")
+    return {name: weight.float() for name, weight in weights.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that its index names."""
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise UserError("no model.safetensors in it (weights in pickle files are never loaded)")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise DamagedError(f"{index}: has no weight_map")
+    for shard in shards.values():
+        # a plain name: a path could lead out of the folder
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard):
+            raise DamagedError(f"{index}: {shard!r:.100} is not the name of a safetensors file beside it")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skip torch.nn.init: drawing weights only to replace them takes longer than reading a checkpoint.
+
+    (The meta device is made for this, but imports torch.compile, which takes seconds.)
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
