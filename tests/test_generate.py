@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import gptmini
 from gptmini.checkpoint.store import load_model
-from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.data.tokenizers import CharTokenizer, Tokenizer, build_tokenizer
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import CharTokenizer, Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate, generate_text, generate_tokens, stream, window_start
@@ -41,7 +41,7 @@ def model(directory):
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return build_tokenizer(TokenizerConfig(kind="bytes"), None)
+    return Tokenizer.train("", "bytes")
 
 
 def prompts(batch, length, seed=0):
@@ -321,7 +321,7 @@ class Scripted(GPT):
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(max_size=20))
 def test_a_streamed_piece_never_splits_a_character(text):
-    tokenizer = build_tokenizer(TokenizerConfig(kind="bytes"), None)
+    tokenizer = Tokenizer.train("", "bytes")
     pieces = list(stream(Scripted(text.encode()), tokenizer, "x", max_new_tokens=90, temperature=0))
     assert "".join(pieces) == text
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text

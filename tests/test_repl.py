@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
-from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.data.tokenizers import build_tokenizer
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.generate import generate_text
 from gptmini.generation.repl import Session, visible
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer(TokenizerConfig(kind="bytes"), None)
+    return Tokenizer.train("", "bytes")
 
 
 @pytest.fixture

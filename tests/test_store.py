@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from gptmini.checkpoint.manifest import verify
 from gptmini.checkpoint.safetensors_io import TensorFiles, tensor_file_chunks
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load_model
-from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.data.tokenizers import build_tokenizer
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.model import GPT
 
 TINY = GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=4, context_length=4)
-TOKENIZER = build_tokenizer(TokenizerConfig(kind="bytes"), None)
+TOKENIZER = Tokenizer.train("", "bytes")
 
 
 def checkpoint(step, val_loss=None, seed=0):

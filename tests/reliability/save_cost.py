@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
-from gptmini.config import GPTConfig, TokenizerConfig
-from gptmini.data.tokenizers import build_tokenizer
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.model import GPT
 
 SHAPES = {"tiny": (4, 4, 128, 30), "small": (6, 6, 384, 20), "GPT-2 124M": (12, 12, 768, 6)}
@@ -40,7 +40,7 @@ def write_all_plainly(folder, files):
 
 
 def main(folder):
-    tokenizer = build_tokenizer(TokenizerConfig(kind="bytes"), None)
+    tokenizer = Tokenizer.train("", "bytes")
     print(f"{'model':12} {'MiB':>8} {'one file':>10} {'same files':>11} {'save':>10} {'ratios':>12}")
     for name, (n_layer, n_head, n_embd, repeats) in SHAPES.items():
         vocab_size = 50257 if n_embd == 768 else 1024
