@@ -1,4 +1,4 @@
-"""The report: its figures are those of metrics.jsonl, as a browser draws them."""
+"""The report: its numbers are those of metrics.jsonl, as a browser draws them."""
 
 import html
 import json
@@ -43,7 +43,7 @@ def content_of(page):
     return json.loads(found[1])
 
 
-def test_the_page_holds_every_figure_sample_and_difference(folder):
+def test_the_page_holds_every_metric_sample_and_difference(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     content = content_of(page)
     for run, name in zip(content["runs"], ("first", "second"), strict=True):
@@ -51,7 +51,7 @@ def test_the_page_holds_every_figure_sample_and_difference(folder):
         lines = (folder / "runs" / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
         assert run["samples"] == [json.loads(line) for line in lines]
         assert [sample["step"] for sample in run["samples"]] == [3, 6]
-        assert run["references"].keys() == {"gzip", "xz", "5-gram"}
+        assert run["baselines"].keys() == {"gzip", "xz", "5-gram"}
         assert run["worst"][0]["loss"] >= run["best"][0]["loss"]
     assert content["notes"] == []
     differing = re.search(r"<h3>Keys that differ</h3>(.*?)</table>", page, re.DOTALL)[1]
@@ -62,7 +62,21 @@ def test_the_page_holds_every_figure_sample_and_difference(folder):
     assert "<tr><th>threads</th><td>1</td><td>1</td></tr>" in page
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(folder):
+def test_text_of_a_run_stays_text(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "runs" / "first", tmp_path / "<b>{{SCRIPT}}")
+    text = "{{LIBRARY}}</script><script>alert(1)</script>"
+    with open(tmp_path / "<b>{{SCRIPT}}" / "samples.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 6, "text": text}) + "\n")
+    assert main(["report", "<b>{{SCRIPT}}"]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (run,) = content_of(page)["runs"]
+    assert run["samples"][-1]["text"] == text
+    assert "<title>&lt;b&gt;{{SCRIPT}} · gptmini</title>" in page
+    assert "<script>alert" not in page
+
+
+def test_the_page_loads_nothing_from_elsewhere(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     own = page.replace(max(re.findall(r"<script>.*?</script>", page, re.DOTALL), key=len), "")
     assert not re.search(r"(src|href)=|@import|url\(|fetch\(|https?://", own)

@@ -1,1 +1,1 @@
-"""Run folders -> one HTML page that shows them."""
+"""Run folders -> one HTML page: curves, samples, token losses, config."""

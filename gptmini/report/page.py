@@ -1,7 +1,8 @@
-"""The page: everything that report.js draws, and the script that draws it, in one file without links."""
+"""The report: data as JSON, report.js that draws it, and the plotting library, in one HTML file."""
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -24,24 +25,25 @@ _CURVES = ("step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens"
 
 
 def write_report(folders: Sequence[str], output: Path, device: str = "auto") -> list[str]:
-    """Write the page of these runs; returns what could not be shown, a line each.
+    """Write the page of these runs to `output`; returns a line for each thing that could not be shown.
 
-    The plots are Vega-Lite's, whose scripts are part of the page: it opens without a network. Raises
-    UserError for a folder without a run, or where the package that brings the scripts is missing.
+    The plots are drawn by Vega-Lite, whose scripts are part of the page, so it opens offline. Raises
+    UserError for a folder without a run, or where vl-convert-python, which bundles the scripts, is missing.
     """
     try:
         import vl_convert
     except ImportError:
         raise UserError(
-            "the package vl-convert-python is not installed: pip install 'gptmini[report]'"
+            "the report needs the package vl-convert-python: pip install vl-convert-python"
         ) from None
     runs = read_runs(folders)
     runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
-    references: dict[str, dict[str, float]] = {}
+    baselines: dict[str, dict[str, float]] = {}
     notes: list[str] = []
-    shown = [_about(run, runtime, references, notes) for run in runs]
+    shown = [_run_content(run, runtime, baselines, notes) for run in runs]
     content = {"runs": shown, "notes": notes}
     here = files("gptmini.report")
+    # Whatever comes from a run is escaped: as HTML, as JSON inside a script, or as a script.
     parts = {
         "TITLE": escape(", ".join(run.name for run in runs)),
         "STYLE": (here / "report.css").read_text(encoding="utf-8"),
@@ -54,56 +56,55 @@ def write_report(folders: Sequence[str], output: Path, device: str = "auto") -> 
         "SCRIPT": (here / "report.js").read_text(encoding="utf-8"),
         "VERSION": __version__,
     }
-    page = (here / "report.html").read_text(encoding="utf-8")
-    for name, part in parts.items():
-        before, _, after = page.partition("{{" + name + "}}")
-        page = before + part + after
+    template = (here / "report.html").read_text(encoding="utf-8")
+    # In one pass, so that a {{NAME}} inside a part, such as a sample, is left alone.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
     write_file(output, page.encode())
     return notes
 
 
-def _about(
-    run: Run, runtime: Runtime, references: dict[str, dict[str, float]], notes: list[str]
+def _run_content(
+    run: Run, runtime: Runtime, baselines: dict[str, dict[str, float]], notes: list[str]
 ) -> dict[str, Any]:
-    """What report.js shows of a run; what cannot be had is left out, and noted."""
-    about: dict[str, Any] = {
+    """What report.js shows of a run; whatever is not available is left out, with a line in `notes`."""
+    content: dict[str, Any] = {
         "name": run.name,
         "metrics": [
             {key: _number(line.get(key)) for key in (*_CURVES, "elapsed_seconds")} for line in run.metrics
         ],
         "samples": run.samples,
-        "references": {},
+        "baselines": {},
         "worst": [],
         "best": [],
         "parameters": None,
     }
     try:
         model, tokenizer = load_model(run.folder, str(runtime.device))
-        about["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         if tokenizer is None:
             raise UserError("its checkpoint holds no tokenizer")
         data = prepare(run.config.data, tokenizer, model.config.context_length, quiet=True)
         if data.digest != run.data_digest:
-            raise UserError("its text is no longer the one that it was trained on")
+            raise UserError("its text has changed since it was trained")
         worst, best = extreme_windows(model, data, runtime)
-        about |= {"worst": as_json(worst), "best": as_json(best)}
-        about["references"] = _references(data, references)
+        content |= {"worst": as_json(worst), "best": as_json(best)}
+        content["baselines"] = _baselines(data, baselines)
     except (UserError, DamagedError) as error:
         notes.append(f"{run.name}: no token view and no comparison with compressors: {error}")
     if not run.samples:
         notes.append(f"{run.name}: no samples; train.sample_interval makes some")
-    return about
+    return content
 
 
-def _references(data: TokenData, known: dict[str, dict[str, float]]) -> dict[str, float]:
-    if data.digest not in known:
-        measured = measure_baselines(data)
-        known[data.digest] = {"gzip": measured.gzip, "xz": measured.xz, "5-gram": measured.five_gram}
-    return known[data.digest]
+def _baselines(data: TokenData, cache: dict[str, dict[str, float]]) -> dict[str, float]:
+    if data.digest not in cache:  # runs on the same data share them, as measuring takes seconds
+        found = measure_baselines(data)
+        cache[data.digest] = {"gzip": found.gzip, "xz": found.xz, "5-gram": found.five_gram}
+    return cache[data.digest]
 
 
 def _number(value: Any) -> Any:
-    """A value that JSON can hold: a diverged run has losses that are no numbers."""
+    """The value, or None for nan and infinity, which JSON lacks and a diverged run has."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -152,12 +153,12 @@ def _config_table(runs: list[Run]) -> str:
     configs = [flat_config(run.config) for run in runs]
     differing = [key for key in configs[0] if len({repr(config[key]) for config in configs}) > 1]
     same = [key for key in configs[0] if key not in differing]
-    part = ""
+    difference = ""
     if len(runs) > 1:
-        part = "<h3>Keys that differ</h3>" + _table([run.name for run in runs], differing, configs)
+        difference = "<h3>Keys that differ</h3>" + _table([run.name for run in runs], differing, configs)
     heading = "All other keys" if differing else "All keys"
     rest = f"<details><summary>{heading}</summary>{_table(['value'], same, configs[:1])}</details>"
-    return f"<section id='config'><h2>Config</h2>{part}{rest}</section>"
+    return f"<section id='config'><h2>Config</h2>{difference}{rest}</section>"
 
 
 def _machine_table(runs: list[Run]) -> str:
@@ -172,7 +173,7 @@ def _commands(runs: list[Run]) -> str:
     lines = "\n".join(
         f"gptmini train {run.folder / 'config.yaml'} --train.out-dir {run.folder}-again" for run in runs
     )
-    return f"<section id='commands'><h2>To repeat</h2><pre>{escape(lines)}</pre></section>"
+    return f"<section id='commands'><h2>Reproduce</h2><pre>{escape(lines)}</pre></section>"
 
 
 def _table(columns: list[str], rows: list[str], values: Sequence[dict[str, Any]]) -> str:
@@ -188,5 +189,5 @@ def _table(columns: list[str], rows: list[str], values: Sequence[dict[str, Any]]
 
 
 def _shown(value: Any) -> str:
-    """As YAML has it."""
+    """A config value as YAML writes it."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -7,7 +7,7 @@ const state = { axis: "step", visible: content.runs.map(() => true) };
 
 const plots = [
   { field: "loss", title: "Loss", unit: "nats per token; thin: training, thick: validation", large: true, splits: true },
-  { field: "bits_per_byte", title: "Bits per byte", unit: "what an ideal compressor would need; thin: training, thick: validation", large: true, splits: true, references: true },
+  { field: "bits_per_byte", title: "Bits per byte", unit: "size of the text when compressed with the model; thin: training, thick: validation; dashed: baselines", large: true, splits: true, baselines: true },
   { field: "lr", title: "Learning rate", unit: "AdamW's, at each logged step" },
   { field: "grad_norm", title: "Gradient norm", unit: "before clipping" },
   { field: "tokens_per_second", title: "Speed", unit: "tokens per second" },
@@ -43,10 +43,10 @@ function specification(plot, values, width) {
   const several = names.length > 1;
   const title = axes[state.axis];
   const zero = plot.field === "lr" || plot.field === "tokens_per_second";
-  // the first steps of a loss are far above all that follows: start the axis at what matters
+  // an axis from zero would flatten the curves of loss and gradient norm
   const x = { field: "x", type: "quantitative", title, axis: { tickCount: Math.max(3, Math.floor(width / 90)), format: "~s", grid: false }, scale: { nice: false } };
   const y = { field: "y", type: "quantitative", title: null, scale: { zero }, axis: { tickCount: 5, format: plot.field === "lr" ? "~g" : "~s" } };
-  const paint = { field: "run", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => color(i)) } };
+  const encodedColor = { field: "run", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => color(i)) } };
   const tooltip = [
     ...(several ? [{ field: "run", type: "nominal" }] : []),
     ...(plot.splits ? [{ field: "split", type: "nominal" }] : []),
@@ -58,23 +58,23 @@ function specification(plot, values, width) {
     {
       transform: [of("train")],
       mark: { type: "line", strokeWidth: plot.splits ? 1.3 : 1.6, opacity: plot.splits ? 0.65 : 1, interpolate: "linear" },
-      encoding: { x, y, color: paint },
+      encoding: { x, y, color: encodedColor },
     },
   ];
   if (plot.splits) {
     layer.push({
       transform: [of("val")],
       mark: { type: "line", strokeWidth: 2.4, point: { size: 34, filled: true } },
-      encoding: { x, y, color: paint },
+      encoding: { x, y, color: encodedColor },
     });
   }
-  if (plot.references) {
+  if (plot.baselines) {
     const shown = {};
     content.runs.forEach((run, i) => {
-      if (state.visible[i]) for (const [name, value] of Object.entries(run.references)) shown[`${name} ${value.toFixed(2)}`] = { name, value };
+      if (state.visible[i]) for (const [name, value] of Object.entries(run.baselines)) shown[`${name} ${value.toFixed(2)}`] = { name, value };
     });
     const lowest = Math.min(...Object.values(shown).map(({ value }) => value));
-    // the lowest one's name stands below its line, as two may be nearly equal
+    // labels above their lines, but the lowest below: two baselines may be nearly equal
     const lines = Object.entries(shown).map(([label, { value }]) => ({ label, y: value, dy: value === lowest ? 9 : -8 }));
     if (lines.length) {
       const soft = variable("--soft");
@@ -91,7 +91,7 @@ function specification(plot, values, width) {
   layer.push({
     params: [{ name: "near", select: { type: "point", on: "pointerover", clear: "pointerout", nearest: true } }],
     mark: { type: "point", filled: true, size: 70, cursor: "default" },
-    encoding: { x, y, color: paint, description: { field: "about" }, opacity: { condition: { param: "near", empty: false, value: 1 }, value: 0 }, tooltip },
+    encoding: { x, y, color: encodedColor, description: { field: "about" }, opacity: { condition: { param: "near", empty: false, value: 1 }, value: 0 }, tooltip },
   });
   return { width: "container", height: plot.large ? 270 : 190, autosize: { type: "fit", contains: "padding" }, data: { values }, layer };
 }
@@ -111,21 +111,21 @@ async function draw() {
   const config = theme();
   const total = content.runs.reduce((sum, run) => sum + run.metrics.length, 0);
   for (const plot of plots) {
-    const place = document.getElementById(`plot-${plot.field}`);
+    const container = document.getElementById(`plot-${plot.field}`);
     const values = points(plot);
-    const spec = specification(plot, values, place.clientWidth);
-    await vegaEmbed(place, { ...spec, config }, { actions: false, renderer: total > 4000 ? "canvas" : "svg" });
+    const spec = specification(plot, values, container.clientWidth);
+    await vegaEmbed(container, { ...spec, config }, { actions: false, renderer: total > 4000 ? "canvas" : "svg" });
   }
   document.body.dataset.drawn = "true";
 }
 
-let again = Promise.resolve();
-const redraw = () => { again = again.then(draw); };
+let drawing = Promise.resolve();  // one draw at a time: vegaEmbed is asynchronous
+const redraw = () => { drawing = drawing.then(draw); };
 
 function panels() {
   for (const { field, title, unit, large } of plots) {
-    const place = element("div", { id: `plot-${field}` });
-    const panel = element("div", { class: large ? "plot large" : "plot" }, element("h3", {}, title), element("p", {}, unit), place);
+    const container = element("div", { id: `plot-${field}` });
+    const panel = element("div", { class: large ? "plot large" : "plot" }, element("h3", {}, title), element("p", {}, unit), container);
     document.getElementById("plots").append(panel);
   }
 }

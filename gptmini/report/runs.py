@@ -1,4 +1,4 @@
-"""What a run folder tells: config, metrics, samples, machine."""
+"""Read a run folder: config, metrics, samples, environment."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,23 +12,19 @@ from gptmini.errors import DamagedError, UserError
 
 
 class Run(NamedTuple):
-    """One run, as its folder tells it."""
+    """The contents of a run folder."""
 
     name: str
     folder: Path
     config: Config
-    metrics: list[dict[str, Any]]
-    """The lines of metrics.jsonl."""
-    samples: list[dict[str, Any]]
-    """step and text of each sample."""
-    environment: dict[str, str]
-    """Versions and machine, of the newest checkpoint; empty where there is none yet."""
-    data_digest: str | None
-    """Of the tokens it was trained on."""
+    metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
+    samples: list[dict[str, Any]]  # the lines of samples.jsonl: step and text
+    environment: dict[str, str]  # versions and machine of the newest checkpoint; empty without one
+    data_digest: str | None  # of the tokens it was trained on
 
 
 def read_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs in these folders, under names that tell them apart; UserError for a folder that holds none."""
+    """The runs in these folders, under distinct names; UserError for a folder that holds none."""
     paths = [Path(folder) for folder in folders]
     names = [path.resolve().name for path in paths]
     named = [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
@@ -62,12 +58,12 @@ def _read_run(name: str, folder: Path) -> Run:
 
 
 def _lines(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines; a torn last line is passed over, a missing file has none."""
+    """The objects of a JSON lines file; an incomplete last line is skipped, a missing file is empty."""
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith("\n"):  # a running process is still writing it
                 return
             try:
                 value = json.loads(line)

@@ -1,4 +1,4 @@
-"""How surprised a model is by each token of a few windows of its validation text."""
+"""Surprisal, -log2 p, of each token in the windows of the validation text with most and least loss."""
 
 from typing import Any, NamedTuple
 
@@ -11,25 +11,22 @@ from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.model import GPT
 from gptmini.training.runtime import Runtime
 
-TOKENS = 1 << 16  # of the validation text at most, so that it takes seconds
+TOKENS = 1 << 16  # of the validation text at most: seconds instead of minutes
 ALTERNATIVES = 5
 
 
 class Piece(NamedTuple):
-    """A stretch of text that one token stands for, or several where each holds a part of a character."""
+    """The text of one token, or of several where each is a part of one character."""
 
     text: str
-    bits: float
-    """Of surprise: -log2 of the probability that the model gave it."""
-    alternatives: list[tuple[str, float]]
-    """What the model held likeliest here, and how likely."""
+    bits: float  # surprisal: -log2 of the probability that the model gave it
+    alternatives: list[tuple[str, float]]  # the tokens with the highest probability here
 
 
 class ShownWindow(NamedTuple):
-    """A window of validation text."""
+    """A window of validation text, token by token."""
 
-    loss: float
-    """Nats per token."""
+    loss: float  # nats per token
     bits_per_byte: float
     pieces: list[Piece]
 
@@ -37,7 +34,7 @@ class ShownWindow(NamedTuple):
 def extreme_windows(
     model: GPT, data: TokenData, runtime: Runtime, count: int = 2
 ) -> tuple[list[ShownWindow], list[ShownWindow]]:
-    """The windows of the validation text that the model predicts worst, the worst first, and best."""
+    """The `count` windows of the validation text with the highest loss, and those with the lowest."""
     length = model.config.context_length
     found = evaluate_windows(model, data.val, data.tokenizer, length, runtime, count=count, max_tokens=TOKENS)
     worst, best = (
@@ -54,20 +51,21 @@ def extreme_windows(
 def _pieces(
     model: GPT, stream: np.ndarray, start: int, tokenizer: Tokenizer, runtime: Runtime
 ) -> list[Piece]:
-    """The window whose first target stands at `start` of the stream, token by token."""
+    """The tokens of the window whose first target is at index `start` of the stream."""
     window = stream[start - 1 : start + model.config.context_length].astype(np.int64)
     targets = window[1:].tolist()
     logits = model(runtime.to_device(torch.from_numpy(window[None, :-1])))[0].float()  # (T, V)
     log_probabilities = logits.log_softmax(dim=-1).cpu()  # (T, V)
-    likeliest = log_probabilities.topk(min(ALTERNATIVES, log_probabilities.shape[-1]))
+    top = log_probabilities.topk(min(ALTERNATIVES, log_probabilities.shape[-1]))
     pieces: list[Piece] = []
+    # A character may take several tokens: collect bytes until they decode, and add up the bits.
     begun, bits, alternatives = b"", 0.0, None
     for t, token in enumerate(targets):
-        begun += tokenizer.tokens[token] or "⏹".encode()  # a special token, such as the end of a text
+        begun += tokenizer.tokens[token] or "⏹".encode()  # an end of text has no bytes
         bits -= log_probabilities[t, token].item() / np.log(2)
         alternatives = alternatives or [
             (tokenizer.tokens[i].decode(errors="replace") or "⏹", float(np.exp(value)))
-            for i, value in zip(likeliest.indices[t].tolist(), likeliest.values[t].tolist(), strict=True)
+            for i, value in zip(top.indices[t].tolist(), top.values[t].tolist(), strict=True)
         ]
         if t + 1 < len(targets) and _ends_inside_a_character(begun):
             continue
@@ -85,7 +83,7 @@ def _ends_inside_a_character(data: bytes) -> bool:
 
 
 def as_json(windows: list[ShownWindow]) -> list[dict[str, Any]]:
-    """The windows as report.js takes them."""
+    """The windows as report.js reads them."""
     return [
         {
             "loss": window.loss,
