@@ -247,7 +247,7 @@ def test_a_run_goes_from_one_process_to_two_to_sharded_and_back():
             real = trainer.Trainer.train_step
 
             def train_step(self):
-                if self.step == end:
+                if self.progress.step == end:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return real(self)
 
@@ -373,7 +373,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step():
         real = trainer.Trainer.train_step
 
         def train_step(self):
-            if self.step == 3 and rank == 1:
+            if self.progress.step == 3 and rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(self)
 
@@ -381,7 +381,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step():
 
     group = Group(first=first)
     assert group.codes() == [75, 75]
-    assert group.said() == ["gptmini: stopped by SIGTERM after step 3; go on with --resume"]
+    assert group.said() == ["gptmini: stopped by SIGTERM after step 3; continue with --resume"]
     assert Group("--resume").codes() == [0, 0]
     assert_close(Path("run"), trained(name="undisturbed"), 0.0)
 
@@ -425,7 +425,7 @@ def test_a_process_that_is_lost_ends_the_others_and_is_named(lost, number, long)
         real, failure.FAILURE_GRACE_SECONDS = trainer.Trainer.train_step, 0.5
 
         def train_step(self):
-            if self.step == 7 and rank == lost:
+            if self.progress.step == 7 and rank == lost:
                 os.kill(os.getpid(), number)
             return real(self)
 
@@ -453,7 +453,7 @@ def test_torchrun_trains_and_restarts_after_a_kill():
         "real = trainer.Trainer.train_step\n"
         "def train_step(self):\n"
         "    life, rank = os.environ['TORCHELASTIC_RESTART_COUNT'], os.environ['RANK']\n"
-        "    if self.step == 7 and (life, rank) == ('0', '1'):\n"
+        "    if self.progress.step == 7 and (life, rank) == ('0', '1'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(self)\n"
         "trainer.Trainer.train_step = train_step\n"

@@ -5,7 +5,7 @@ import torch
 
 from gptmini.config import GPTConfig, RuntimeConfig
 from gptmini.model import GPT
-from gptmini.training.loss import evaluate, next_token_loss
+from gptmini.training.loss import evaluate_batches, next_token_loss
 from gptmini.training.runtime import start_runtime
 
 TINY = GPTConfig(vocab_size=11, n_layer=1, n_head=1, n_embd=8, context_length=6, dropout=0.5)
@@ -27,7 +27,7 @@ def test_evaluation_weighs_every_token_equally_whatever_the_batches():
     model = GPT(TINY)
     runtime = start_runtime(RuntimeConfig(device="cpu", precision="fp32"))
     whole, short = batch(4, 6), batch(1, 2, seed=1)
-    together = evaluate(model, [whole, short], lambda t: 2 * t.numel(), runtime)
+    together = evaluate_batches(model, [whole, short], lambda t: 2 * t.numel(), runtime)
     model.eval()
     with torch.no_grad():
         nats = sum(
@@ -44,7 +44,7 @@ def test_evaluation_leaves_the_model_and_the_random_state_as_they_were():
     model = GPT(TINY).train()
     state = torch.get_rng_state()
     runtime = start_runtime(RuntimeConfig(device="cpu"))
-    first = evaluate(model, [batch(2, 6)], torch.numel, runtime)
+    first = evaluate_batches(model, [batch(2, 6)], torch.numel, runtime)
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert evaluate(model, [batch(2, 6)], torch.numel, runtime) == first  # no dropout
+    assert evaluate_batches(model, [batch(2, 6)], torch.numel, runtime) == first  # no dropout

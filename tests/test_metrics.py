@@ -63,7 +63,7 @@ def test_samples_are_kept_and_those_past_the_resumed_step_are_dropped(tmp_path):
     def write(steps, first_step):
         with Metrics(tmp_path / "metrics.jsonl", first_step, 10, 100, quiet=True) as metrics:
             for step in steps:
-                metrics.sample(step, f"née\n{step}")
+                metrics.log_sample(step, f"née\n{step}")
 
     write([1, 2, 3], first_step=0)
     write([3], first_step=2)

@@ -13,8 +13,8 @@ from gptmini.training.estimate import (
     activation_bytes_per_sequence,
     block_bytes_per_sequence,
     count_parameters,
+    estimate,
     flops_per_token,
-    plan,
 )
 from gptmini.training.loss import next_token_loss
 from gptmini.training.optim import build_optimizers, optimizer_tensors
@@ -30,7 +30,7 @@ def test_counted_parameters_are_those_of_the_model(bias):
 
 def test_the_plan_counts_tokens_and_epochs():
     config = Config(model=ModelConfig(**SHAPE), train=TrainConfig(batch_size=4, max_steps=100))
-    result = plan(config, GPTConfig(vocab_size=61, **SHAPE), corpus_tokens=1600, precision="fp32")
+    result = estimate(config, GPTConfig(vocab_size=61, **SHAPE), corpus_tokens=1600, precision="fp32")
     assert result.tokens_per_step == 32
     assert result.tokens == 3200
     assert result.epochs == 2
@@ -39,10 +39,10 @@ def test_the_plan_counts_tokens_and_epochs():
 def test_a_corpus_too_small_for_the_model_is_warned_of():
     config = Config(model=ModelConfig(**SHAPE), train=TrainConfig(batch_size=4, max_steps=100))
     model = GPTConfig(vocab_size=61, **SHAPE)
-    assert "small for this run" in str(plan(config, model, corpus_tokens=100, precision="fp32"))
-    assert "warning" not in str(plan(config, model, corpus_tokens=100_000, precision="fp32"))
+    assert "small for this run" in str(estimate(config, model, corpus_tokens=100, precision="fp32"))
+    assert "warning" not in str(estimate(config, model, corpus_tokens=100_000, precision="fp32"))
     once = Config(model=ModelConfig(**SHAPE), train=TrainConfig(batch_size=4, max_steps=1))
-    assert "warning" not in str(plan(once, model, corpus_tokens=100, precision="fp32"))  # seen in part
+    assert "warning" not in str(estimate(once, model, corpus_tokens=100, precision="fp32"))  # seen in part
 
 
 def kept_bytes(model, batch_size, precision):
@@ -95,7 +95,7 @@ def test_planned_optimizer_bytes_are_those_of_its_state(optimizer):
         one.step()
     tensors = optimizer_tensors(model, optimizers)
     state = sum(t.nbytes for name, t in tensors.items() if not name.endswith("/step"))
-    assert plan(config, model.config, None, "fp32").memory.optimizer == state
+    assert estimate(config, model.config, None, "fp32").memory.optimizer == state
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_plans_of_gpt2s_sizes_agree_with_models_on_the_meta_device(n_layer, 
     config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context_length=1024)
     with torch.device("meta"):
         weights = list(GPT(config).parameters())
-    planned = plan(Config(), config, None, "fp32")
+    planned = estimate(Config(), config, None, "fp32")
     assert planned.parameters == sum(p.numel() for p in weights) == parameters
     assert planned.memory.weights == planned.memory.gradients == sum(p.nbytes for p in weights)
     assert planned.memory.optimizer == 2 * sum(p.nbytes for p in weights)
@@ -119,9 +119,9 @@ def test_the_plans_of_gpt2s_sizes_agree_with_models_on_the_meta_device(n_layer, 
 
 def test_micro_batches_and_ranks_share_the_activations():
     model = GPTConfig(vocab_size=61, **SHAPE)
-    whole = plan(Config(), model, None, "fp32").memory
-    halves = plan(Config(train=TrainConfig(micro_batch_size=16)), model, None, "fp32").memory
-    shared = plan(Config(), model, None, "fp32", world_size=2).memory
+    whole = estimate(Config(), model, None, "fp32").memory
+    halves = estimate(Config(train=TrainConfig(micro_batch_size=16)), model, None, "fp32").memory
+    shared = estimate(Config(), model, None, "fp32", world_size=2).memory
     assert halves.activations == shared.activations == whole.activations / 2
     assert shared.weights == whole.weights
     assert shared.logits < halves.logits < whole.logits  # halves hold those of the micro batch before too
@@ -133,13 +133,13 @@ def test_ranks_of_a_sharded_model_share_weights_gradients_and_optimizer():
     with torch.device("meta"):
         whole = sum(p.nbytes for p in GPT(model).parameters())
     config = Config(runtime=RuntimeConfig(parallel="fsdp"))
-    memory = plan(config, model, None, "bf16", world_size=8).memory
+    memory = estimate(config, model, None, "bf16", world_size=8).memory
     assert memory.weights == memory.gradients == whole // 8
     assert memory.optimizer == 2 * whole // 8
     embeddings, block = (50257 + 1024) * 1600, 12 * 1600**2
     assert memory.gathered == 2 * 2 * embeddings + 10 * block < whole / 8
     assert memory.saved == 3 * whole + 4 * 48 * block  # and the transposed matrices, on the rank that writes
-    alone = plan(config, model, None, "bf16").memory
+    alone = estimate(config, model, None, "bf16").memory
     assert (alone.weights, alone.gathered, alone.saved) == (
         whole + 2 * (whole // 4 - 1024 * 1600 - VECTORS),
         0,

@@ -16,9 +16,10 @@ from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
-from gptmini.training.metrics import NoMetrics, read_metrics
+from gptmini.training.initialize import build_model_and_data
+from gptmini.training.metrics import Metrics, read_metrics
+from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import optimizer_tensors
-from gptmini.training.resume import build_model_and_data
 from gptmini.training.runtime import start_runtime
 from gptmini.training.trainer import Trainer, train
 
@@ -83,7 +84,7 @@ def stop_after(step, monkeypatch):
     original = Trainer.train_step
 
     def train_step(self):
-        if self.step == step:
+        if self.progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self)
 
@@ -351,28 +352,30 @@ def test_where_nobody_looks_at_a_failed_step_it_and_later_ones_change_nothing(
     make_config, monkeypatch, optimizer
 ):
     trainer = a_trainer(make_config(optim={"optimizer": optimizer}))
-    monkeypatch.setattr(Trainer, "should_sync", lambda self: False)  # as on a GPU between two log lines
+    progress = trainer.progress
+    # as on a GPU between two log lines
+    monkeypatch.setattr(NonFiniteLatch, "should_sync", lambda self, step: False)
     taken, real = [], trainer_module.next_token_loss
 
     def spoiled(logits, targets):
-        taken.append(trainer.step)
-        return real(logits, targets) * (torch.nan if trainer.step == 3 else 1.0)
+        taken.append(progress.step)
+        return real(logits, targets) * (torch.nan if progress.step == 3 else 1.0)
 
     monkeypatch.setattr(trainer_module, "next_token_loss", spoiled)
     states = {}
-    for trainer.step in range(1, 6):
+    for progress.step in range(1, 6):
         trainer.train_step()
         tensors = [
             *trainer.model.parameters(),
             *optimizer_tensors(trainer.model, trainer.optimizers).values(),
         ]
-        states[trainer.step] = [tensor.detach().clone() for tensor in tensors]
+        states[progress.step] = [tensor.detach().clone() for tensor in tensors]
     assert set(taken) == {1, 2, 3, 4, 5}
     assert not any(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
     for step in (3, 4, 5):
         assert all(torch.equal(a, b) for a, b in zip(states[2], states[step], strict=True))
     with pytest.raises(DivergedError, match="diverged at step 3: loss nan"):
-        trainer.save(NoMetrics())
+        trainer.save(Metrics(Path(), 0, 0, 0, quiet=True, enabled=False))
     assert trainer.store.steps() == []
 
 
@@ -385,11 +388,11 @@ def test_steps_on_cuda_do_not_wait_for_the_device_between_log_lines(make_config,
         runtime={"device": "cuda"},
     )
     trainer = a_trainer(config)
-    for trainer.step in (1, 2):
+    for trainer.progress.step in (1, 2):
         trainer.train_step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for trainer.step in (3, 4, 5):
+        for trainer.progress.step in (3, 4, 5):
             trainer.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -401,6 +404,6 @@ def test_steps_on_cuda_agree_with_the_cpu(make_config):
     for device in ("cpu", "cuda"):
         config = make_config(device, model={"dropout": 0.0}, runtime={"device": device, "precision": "bf16"})
         trainer = a_trainer(config)
-        trainer.step = 1
+        trainer.progress.step = 1
         losses[device] = [float(trainer.train_step().loss) for _ in range(2)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], abs=0.02)

@@ -13,8 +13,7 @@ from gptmini.data.token_files import count_bytes
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.evaluation.window_losses import eval_mode
-from gptmini.training.loss import Evaluation
-from gptmini.training.loss import evaluate as evaluate_batches
+from gptmini.training.loss import Evaluation, evaluate_batches
 from gptmini.training.runtime import Runtime
 
 

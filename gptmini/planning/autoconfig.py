@@ -24,11 +24,13 @@ from gptmini.data.token_files import Meta, TokenData
 from gptmini.data.tokenizers import CharTokenizer
 from gptmini.errors import UserError
 from gptmini.model import GPT
-from gptmini.training.estimate import plan
+from gptmini.training.estimate import estimate
+from gptmini.training.initialize import build_model_and_data
 from gptmini.training.metrics import Metrics
 from gptmini.training.optim import learning_rate_factor, set_learning_rate
-from gptmini.training.resume import build_model_and_data, refuse_used_folder
-from gptmini.training.runtime import Runtime, start_runtime, temporary_folder
+from gptmini.training.resume import refuse_used_folder
+from gptmini.training.runtime import Runtime, start_runtime
+from gptmini.training.signals import temporary_folder
 from gptmini.training.trainer import Trainer
 
 MINUTES = 5.0
@@ -231,8 +233,9 @@ def _time_steps(trainer: Trainer, seconds: float) -> float:
     """Mean seconds per training step, over `seconds` and at least three steps after two of warm-up."""
     took: list[float] = []
     while len(took) < 5 or sum(took[2:]) < seconds:
-        trainer.step += 1
-        factor = learning_rate_factor(trainer.config.optim, trainer.step, trainer.config.train.max_steps)
+        trainer.progress.next_step()
+        step, max_steps = trainer.progress.step, trainer.config.train.max_steps
+        factor = learning_rate_factor(trainer.config.optim, step, max_steps)
         set_learning_rate(trainer.optimizers, factor)
         began = time.perf_counter()
         float(trainer.train_step().loss)  # reading the loss waits for the GPU
@@ -255,7 +258,7 @@ def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
 
     def needed_bytes(size: int) -> int:
         train = config.train.model_copy(update={"micro_batch_size": size})
-        memory = plan(config.model_copy(update={"train": train}), model, None, runtime.precision).memory
+        memory = estimate(config.model_copy(update={"train": train}), model, None, runtime.precision).memory
         return memory.activations + memory.logits
 
     while size % 2 == 0 and needed_bytes(size) > MEMORY_FRACTION * memory:

@@ -8,7 +8,7 @@ from gptmini.config import Config, GPTConfig
 from gptmini.data.prepare import find_prepared
 from gptmini.data.tokenizers import load_tokenizer
 from gptmini.data.tokenizers.byte_pair import BPE_VOCAB_SIZE
-from gptmini.training.estimate import Memory, mebibytes, micro_batch_size_per_rank, plan
+from gptmini.training.estimate import Memory, estimate, mebibytes, micro_batch_size_per_rank
 
 GPT2_VOCAB_SIZE = 50257
 ASSUMED_CHARACTERS = 256  # the vocabulary of kind chars before the text has been read
@@ -30,7 +30,7 @@ def describe(
     corpus_tokens = data.meta.train_tokens if data else None
 
     precisions = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
-    plans = {name: plan(config, model, corpus_tokens, name, world_size) for name in precisions}
+    plans = {name: estimate(config, model, corpus_tokens, name, world_size) for name in precisions}
     run = plans[precisions[0]]
     flops = run.flops_per_token * run.tokens
     shape = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"

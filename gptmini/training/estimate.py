@@ -1,7 +1,7 @@
-"""What is about to happen, in figures: parameters, tokens, epochs, memory, operations, hours. Needs no torch.
+"""What a run will take: parameters, tokens, epochs, memory and FLOPs, from its config alone. Needs no torch.
 
-Memory is counted: every tensor that training holds follows from the config. The tests compare the count with
-what autograd keeps; `python scripts/bench.py memory` compares it with whole runs.
+Memory is counted: the size of every tensor that training holds follows from the config. The tests compare
+the count with what autograd keeps; `python scripts/bench.py memory` compares it with whole runs.
 """
 
 from dataclasses import dataclass
@@ -10,50 +10,40 @@ from gptmini.config import Config, GPTConfig, TrainConfig
 from gptmini.errors import UserError
 
 PYTORCH_BYTES = 258 << 20
-"""Resident memory of the smallest run: Python, PyTorch, tokenizers, and the scratch space of the kernels. As
-`python scripts/bench.py memory` measured it; it differs between builds of PyTorch and from CPU to CUDA."""
+"""Resident memory of the smallest run: Python, PyTorch, tokenizers, and the kernels' workspace. Measured by
+`python scripts/bench.py memory`; it differs between builds of PyTorch and from CPU to CUDA."""
 
 RANKS_BYTES = 74 << 20
-"""What one of several ranks holds besides: torch.distributed, and what DDP and FSDP import."""
+"""What each of several ranks holds besides: torch.distributed, and what DDP and FSDP import."""
 
 FRAGMENTATION_BYTES = 50 << 20
-"""What glibc on a CPU cannot use again, fitted to `python scripts/bench.py memory`: this, and where memory is
-kept from step to step a quarter of the activations, because what comes later does not always fit."""
+"""Heap memory that glibc on a CPU cannot reuse, fitted to `python scripts/bench.py memory`. Where freed
+memory is kept from step to step, a quarter of the activations comes on top: not every later tensor fits."""
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes that training takes on one rank, by what they hold."""
 
-    weights: int
-    """The float32 parameters, and their copies in the number format of the products."""
-    optimizer: int
-    """AdamW's two averages of each value, Muon's one."""
-    gradients: int
-    """One float32 number for each parameter."""
-    activations: int
-    """What the forward pass of a micro batch keeps for the backward pass, logits left out."""
-    logits: int
-    """The logits, their log-softmax, and their gradients, where the backward pass begins."""
-    gathered: int
-    """What a rank of a sharded model holds whole for a while: the embeddings, and a block or two."""
-    update: int
-    """What the optimizer's update takes besides, which for AdamW is nothing."""
-    saved: int
-    """What the rank that writes gathers of a sharded model for a checkpoint, in main memory."""
-    rest: int
-    """PyTorch itself, and what the C library cannot use again."""
-    peak: int
-    """All that is there at the worst moment: in the backward pass, in the update, or while saving."""
+    weights: int  # the float32 parameters, and their copies in the precision of the matrix products
+    optimizer: int  # AdamW's two averages of each parameter, Muon's one
+    gradients: int  # one float32 number for each parameter
+    activations: int  # what the forward pass of a micro batch keeps for the backward pass, without logits
+    logits: int  # the logits, their log-softmax, and the gradients of both, where the backward pass begins
+    gathered: int  # what a rank of a sharded model holds in full for a while: embeddings, a block or two
+    update: int  # temporaries of Muon's update; AdamW needs none
+    saved: int  # what the main rank gathers of a sharded model for a checkpoint, in main memory
+    rest: int  # PyTorch + fragmentation
+    peak: int  # the total at the worst moment: in the backward pass, in the update, or while saving
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run in figures, computed from its config and the size of its corpus alone."""
+class Estimate:
+    """A run in numbers, computed from its config and the size of its corpus."""
 
     parameters: int
     corpus_tokens: int | None
-    """None where the corpus has not been prepared yet."""
+    """None if the corpus has not been prepared yet."""
     tokens_per_step: int
     tokens: int
     flops_per_token: int
@@ -73,7 +63,7 @@ class Plan:
         if (self.epochs > 1 and self.parameters > 5 * self.corpus_tokens) or self.epochs > 30:
             return (
                 f"the corpus is small for this run: {self.parameters:,} parameters see "
-                f"{self.corpus_tokens:,} tokens {self.epochs:.1f} times and may learn them by heart; "
+                f"{self.corpus_tokens:,} tokens {self.epochs:.1f} times and may memorize them; "
                 "more text, a smaller model, fewer steps or model.dropout help, "
                 "and the best checkpoint is kept anyway"
             )
@@ -89,15 +79,15 @@ class Plan:
         )
 
 
-def plan(
+def estimate(
     config: Config, model: GPTConfig, corpus_tokens: int | None, precision: str, world_size: int = 1
-) -> Plan:
-    """The figures of training `model` by `config` on `corpus_tokens` tokens, on one of `world_size` ranks.
+) -> Estimate:
+    """What training `model` by `config` on `corpus_tokens` tokens takes, on one of `world_size` ranks.
 
     `precision` is fp32, bf16 or fp16: `runtime.precision` with `auto` resolved.
     """
     tokens_per_step = config.train.batch_size * model.context_length
-    return Plan(
+    return Estimate(
         parameters=count_parameters(model),
         corpus_tokens=corpus_tokens,
         tokens_per_step=tokens_per_step,
@@ -107,30 +97,29 @@ def plan(
     )
 
 
-def micro_batch_size_per_rank(train: TrainConfig, world_size: int) -> int:
-    """Sequences that each of `world_size` ranks takes through the model in one forward pass.
-
-    Raises UserError where the ranks cannot share a batch evenly.
+def micro_batch_size_per_rank(config: TrainConfig, world_size: int) -> int:
+    """Sequences per forward pass on each of `world_size` ranks; UserError if they cannot share a batch.
 
     >>> micro_batch_size_per_rank(TrainConfig(batch_size=12), world_size=3)
     4
     """
-    if train.batch_size % (world_size * (train.micro_batch_size or 1)):
-        of = f"micro_batch_size = {train.micro_batch_size} times " if train.micro_batch_size else ""
+    micro = config.micro_batch_size
+    if config.batch_size % (world_size * (micro or 1)):
+        of = f"micro_batch_size = {micro} times " if micro else ""
         raise UserError(
-            f"train.batch_size = {train.batch_size}: needs to be a multiple of {of}{world_size} ranks"
+            f"train.batch_size = {config.batch_size}: needs to be a multiple of {of}{world_size} ranks"
         )
-    return train.micro_batch_size or train.batch_size // world_size
+    return micro or config.batch_size // world_size
 
 
 def count_parameters(model: GPTConfig) -> int:
-    """Number of trainable values; the tied output table counts once.
+    """Number of trainable parameters; the tied output table counts once.
 
     >>> count_parameters(GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024))  # GPT-2 small
     124439808
     """
     C = model.n_embd
-    block = _block_matrices(model) + 2 * C + (11 * C if model.bias else 0)
+    block = _block_matrices(model) + 2 * C + (11 * C if model.bias else 0)  # matrices, LayerNorms, biases
     final = 2 * C if model.bias else C
     return (model.vocab_size + model.context_length) * C + model.n_layer * block + final
 
@@ -138,9 +127,9 @@ def count_parameters(model: GPTConfig) -> int:
 def flops_per_token(model: GPTConfig) -> int:
     """Floating-point operations of training on one token: forward, and twice as many backward.
 
-    6 for each weight that multiplies (Kaplan et al., 2020: a product and a sum, three times), the tied output
-    table included and the looked-up positions left out, and 12 n_layer n_embd context_length for attention,
-    whose closed half is counted too, as PaLM's authors do (Chowdhery et al., 2022, appendix B).
+    6 for each weight in a matrix product (Kaplan et al., 2020: multiply and add, three times), the tied
+    output table included and the looked-up positions left out, and 12 n_layer n_embd context_length for
+    attention, with the masked half counted as in PaLM (Chowdhery et al., 2022, appendix B).
     """
     multiplying = count_parameters(model) - model.context_length * model.n_embd
     return 6 * multiplying + 12 * model.n_layer * model.n_embd * model.context_length
@@ -150,38 +139,44 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     on_cpu = config.runtime.device in ("auto", "cpu")
     sharded = config.runtime.parallel == "fsdp" and world_size > 1
     recompute = config.runtime.activation_checkpointing
-    shares = world_size if sharded else 1
-    parameters = count_parameters(model)
-    block_matrices = model.n_layer * _block_matrices(model)
-    micro_batch_size = micro_batch_size_per_rank(config.train, world_size)
-    accumulates = micro_batch_size * world_size < config.train.batch_size
     muon = config.optim.optimizer == "muon"
-    width = 4 if precision == "fp32" else 2  # bytes of a number in a product
-    B, T, V = micro_batch_size, model.context_length, model.vocab_size
+    width = _width(precision)
+    B, T, V = micro_batch_size_per_rank(config.train, world_size), model.context_length, model.vocab_size
+    accumulates = B * world_size < config.train.batch_size
 
+    # State: what a rank holds all the time. FSDP splits it among the ranks, and makes no lasting copies.
+    parameters, block_matrices = count_parameters(model), model.n_layer * _block_matrices(model)
     copies = 0 if width == 4 or sharded else width * (block_matrices + V * model.n_embd)
-    weights = 4 * parameters // shares + copies
     averages = 4 * (2 * parameters - (block_matrices if muon else 0))
-    optimizer, gradients = averages // shares, 4 * parameters // shares
+    shards = world_size if sharded else 1
+    weights, optimizer, gradients = (
+        4 * parameters // shards + copies,
+        averages // shards,
+        4 * parameters // shards,
+    )
+
+    # One micro batch, forward and backward.
     block = B * block_bytes_per_sequence(model, precision, on_cpu=on_cpu)
     activations = B * activation_bytes_per_sequence(model, precision, on_cpu=on_cpu, recompute=recompute)
-    # The logits as the model gives them, and in float32 their log-softmax, its gradient and theirs. While
-    # gradients accumulate, the logits of the micro batch before are still there.
+    # The logits as the model returns them; in float32 their log-softmax, its gradient and theirs. While
+    # gradients accumulate, the logits of the previous micro batch are still there.
     logits = B * T * V * ((2 if accumulates else 1) * width + 4 + 4 + 4)
     gathered = _gathered_bytes(model, width) if sharded else 0
+
+    # Update and save. GPT-2's files store the block matrices transposed: a copy of each.
     update = _muon_bytes(model, 4 if on_cpu and width == 4 else 2) if muon else 0
-    saved = 4 * (parameters + block_matrices) + averages if sharded else 0  # GPT-2's files transpose matrices
+    saved = 4 * (parameters + block_matrices) + averages if sharded else 0
 
     rest = PYTORCH_BYTES + (RANKS_BYTES if world_size > 1 else 0) + (FRAGMENTATION_BYTES if on_cpu else 0)
-    if (
-        on_cpu and not sharded and not recompute
-    ):  # freed memory is kept (runtime.keep_freed_memory): all adds up
-        rest += activations // 4 + (gradients // 2 if world_size > 1 else 0)  # DDP makes its buckets twice
+    if on_cpu and not sharded and not recompute:  # freed memory is kept (runtime.tune_malloc): all adds up
+        rest += activations // 4 + (
+            gradients // 2 if world_size > 1 else 0
+        )  # DDP allocates its buckets twice
         working = activations + (logits + gradients if accumulates else max(logits, gradients)) + update
     else:
-        begins = activations + max(logits, gathered) + (gradients if accumulates else 0)
-        ends = gradients + gathered + (block if recompute else 0)
-        working = max(begins, ends, gradients + update, saved if on_cpu else 0)
+        backward_begins = activations + max(logits, gathered) + (gradients if accumulates else 0)
+        backward_ends = gradients + gathered + (block if recompute else 0)
+        working = max(backward_begins, backward_ends, gradients + update, saved if on_cpu else 0)
     return Memory(
         weights=weights,
         optimizer=optimizer,
@@ -201,13 +196,11 @@ def activation_bytes_per_sequence(
 ) -> int:
     """What a forward pass over context_length tokens keeps for the backward pass, in bytes, without logits.
 
-    Under autocast the residual stream stays float32, and what enters a matrix product is kept in `precision`.
-    Where blocks are computed `again` in the backward pass, one of them is kept whole at a time, and of each
-    what goes into it.
+    With `recompute` (activation checkpointing), each block keeps only its input, and one block at a time
+    is kept in full.
     """
     T, C, L = model.context_length, model.n_embd, model.n_layer
-    width = 4 if precision == "fp32" else 2
-    final = width * C + 4 * (C + 2)
+    final = _width(precision) * C + 4 * (C + 2)  # the last LayerNorm: its output, input, mean and deviation
     if model.dropout:
         final += (4 if on_cpu else 1) * C
     block = block_bytes_per_sequence(model, precision, on_cpu=on_cpu)
@@ -215,34 +208,38 @@ def activation_bytes_per_sequence(
 
 
 def block_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool = True) -> int:
-    """The share of one block in that."""
-    C = model.n_embd
-    width = 4 if precision == "fp32" else 2
-    # In the products' format a block keeps the normalised inputs of attention and MLP (2 C), q, k and v
-    # (3 C), the mixed values (C), and the MLP's inside before and after its GELU (8 C); in float32 the
-    # residual stream before each of its two parts (2 C), and a mean and a deviation for each LayerNorm.
+    """What one block keeps for the backward pass over context_length tokens, in bytes."""
+    C, width = model.n_embd, _width(precision)
+    # In the precision of the matrix products: the normalised inputs of attention and MLP (2 C), q, k and v
+    # (3 C), attention's output (C), and the MLP's hidden layer before and after GELU (8 C).
+    # In float32: the residual stream before each of the two parts (2 C), and each LayerNorm's mean and
+    # deviation.
     token = width * 14 * C + 4 * (2 * C + 4)
-    if model.dropout:  # which drawn numbers multiply what attention and MLP give
+    if model.dropout:  # the dropout masks of attention's and the MLP's output
         token += 2 * (width if on_cpu else 1) * C
     return model.context_length * (token + _attention_bytes_per_token(model, width, on_cpu))
 
 
 def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> int:
-    """What is kept in a block of the scores of one query, all heads together."""
+    """What a block keeps of the attention scores of one query, all heads together."""
     scores = model.n_head * model.context_length
     if model.attention != "sdpa":
         dropped = (width + (width if on_cpu else 1)) if model.dropout else 0
         return scores * (width + dropped)
-    if model.dropout and on_cpu:  # the fused kernel of the CPU knows no dropout: all in float32
+    if (
+        model.dropout and on_cpu
+    ):  # the CPU's fused kernel has no dropout: PyTorch falls back to float32 scores
         return scores * 3 * 4 + (4 - width) * 3 * model.n_embd
-    return 4 * model.n_head  # the logarithm of each softmax's sum
+    return 4 * model.n_head  # the logsumexp of each head's scores
 
 
 def _gathered_bytes(model: GPTConfig, width: int) -> int:
-    """What FSDP2 holds whole in the backward pass, in the products' format: the embeddings and their gradient
-    all the time, a block, its gradient and the next block; and the gradient in float32, to be summed."""
-    C = model.n_embd
-    embeddings = (model.vocab_size + model.context_length) * C
+    """What FSDP2 holds in full during the backward pass, in the precision of the matrix products.
+
+    The embeddings and their gradient all the time; a block, its gradient and the next block; and the block's
+    gradient in float32, for the reduction.
+    """
+    embeddings = (model.vocab_size + model.context_length) * model.n_embd
     return width * 2 * embeddings + (3 * width + 4) * _block_matrices(model)
 
 
@@ -251,15 +248,19 @@ def _muon_bytes(model: GPTConfig, width: int) -> int:
     C = model.n_embd
     largest = model.n_layer * 8 * C * C
     grams = model.n_layer * 2 * C * C
-    # In float32 the updates, and the same as one tensor; besides, either that normalised in float32, or the
-    # iterates before and after one round and the two products of rows by rows between them, in the products'
-    # format.
+    # In float32 the updates, and their stack. Besides, the larger of: the normalised stack in float32; or x
+    # before and after one Newton-Schulz iteration and two Gram matrices, in the precision of the products.
     return 4 * 2 * largest + max(4 * largest, width * (2 * largest + 2 * grams))
 
 
 def _block_matrices(model: GPTConfig) -> int:
-    """Weights of a block's matrices: c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4."""
+    """Weights in a block's matrices: c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4."""
     return 12 * model.n_embd**2
+
+
+def _width(precision: str) -> int:
+    """Bytes of a number in a matrix product."""
+    return 4 if precision == "fp32" else 2
 
 
 def mebibytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl for programs, the progress bar or plain lines for people."""
+"""What a run reports: metrics.jsonl for programs, a progress bar or plain lines for people."""
 
 import json
 import math
@@ -16,25 +16,36 @@ from gptmini.training.trackers import Trackers
 
 
 class Metrics:
-    """Writes one JSON object a line, and shows progress: a bar on a terminal, plain lines elsewhere."""
+    """Writes one JSON object a line, and shows progress: a bar on a terminal, plain lines elsewhere.
+
+    With `enabled=False`, as on every rank but the main one, it opens no file and prints nothing.
+    """
 
     def __init__(
-        self, path: Path, first_step: int, max_steps: int, tokens_per_step: int, quiet: bool
+        self,
+        path: Path,
+        first_step: int,
+        max_steps: int,
+        tokens_per_step: int,
+        quiet: bool,
+        enabled: bool = True,
     ) -> None:
-        """Open `path`, and samples.jsonl beside it, to go on after `first_step`.
+        """Open `path`, and samples.jsonl beside it, to append after `first_step`."""
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._run_dir, self._first_step, self._max_steps = path.parent, first_step, max_steps
+        self._tokens_per_step, self._quiet = tokens_per_step, quiet
 
-        Later lines and a last one torn by a crash are dropped.
-        """
+        # Drop the lines of steps that a resumed run takes again, and a last line torn by a crash.
         samples = path.with_name("samples.jsonl")
         for file in (path, samples):
             filter_lines(file, lambda line: _step_of(line) <= first_step)
         earlier = list(read_metrics(path))
         self._lines, self._samples = AppendOnlyLog(path), AppendOnlyLog(samples)
         self._trackers: Trackers | None = None
-        self._latest = {line["split"]: line["loss"] for line in earlier}
-        self._max_steps = max_steps
-        self._tokens_per_step = tokens_per_step
-        self._quiet = quiet
+
+        self._latest_loss = {line["split"]: line["loss"] for line in earlier}
         self._started = time.perf_counter() - (earlier[-1]["elapsed_seconds"] if earlier else 0.0)
         self._steps, self._seconds = 0, 0.0  # since the last train line
         self._speed = ""
@@ -47,11 +58,18 @@ class Metrics:
             disable=quiet or not sys.stderr.isatty(),
         )
 
+    def start_trackers(self, config: Config) -> None:
+        """Send what is logged from now on to the trackers in `train.trackers` too."""
+        if self._enabled:
+            first, quiet = self._first_step, self._quiet
+            self._trackers = Trackers(config, self._run_dir, first, quiet, self.print)
+
     def count_step(self, seconds: float) -> None:
-        """Take note of a training step, for tokens per second and the bar."""
-        self._steps += 1
-        self._seconds += seconds
-        self._bar.update()
+        """Count an optimizer step, for tokens per second and the bar."""
+        if self._enabled:
+            self._steps += 1
+            self._seconds += seconds
+            self._bar.update()
 
     def log(
         self,
@@ -66,10 +84,15 @@ class Metrics:
 
         loss is in nats per token; tokens counts training tokens since step 0; tokens_per_second is over the
         training steps since the last train line, and null in other lines, as are lr and grad_norm;
-        elapsed_seconds runs on over all sessions of a run.
+        elapsed_seconds adds up over all sessions of a run.
         """
-        trained = split == "train" and self._steps > 0
-        tokens_per_second = self._steps * self._tokens_per_step / self._seconds if trained else None
+        if not self._enabled:
+            return
+        tokens_per_second = None
+        if split == "train" and self._steps > 0:
+            tokens_per_second = self._steps * self._tokens_per_step / self._seconds
+            self._speed = f"{tokens_per_second:,.0f} tokens/s"
+            self._steps, self._seconds = 0, 0.0
         line = {
             "step": step,
             "split": split,
@@ -84,46 +107,42 @@ class Metrics:
         self._lines.append(json.dumps(line))
         if self._trackers is not None:
             self._trackers.log(step, split, line)
-        speed = ""
-        if tokens_per_second:
-            speed = self._speed = f"{tokens_per_second:,.0f} tokens/s"
-            self._steps, self._seconds = 0, 0.0
-        self._latest[split] = loss
-        losses = [
-            f"{name} {self._latest[key]:.4f}"
-            for name, key in (("loss", "train"), ("val", "val"))
-            if key in self._latest
-        ]
+
+        # For people: the latest losses beside the bar; a line of text where there is no bar.
+        self._latest_loss[split] = loss
+        names = {"train": "loss", "val": "val"}
+        losses = [f"{names[key]} {self._latest_loss[key]:.4f}" for key in names if key in self._latest_loss]
         self._bar.set_postfix_str(", ".join([*losses, self._speed]), refresh=False)
         if split != "train" or self._bar.disable:
             width = len(str(self._max_steps))
             text = f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
+            speed = self._speed if tokens_per_second else ""
             self.print(f"{text}  {bits_per_byte:.4f} bits/byte  {speed}".rstrip())
 
-    def sample(self, step: int, text: str) -> None:
-        """Write what the model writes now to samples.jsonl, and show it."""
-        self._samples.append(json.dumps({"step": step, "text": text}))
-        self.print(f"step {step} writes:\n{text}\n")
-
-    def track(self, config: Config, run_folder: Path, first_step: int) -> None:
-        """Send what is logged from now on to the trackers that the config names, too."""
-        self._trackers = Trackers(config, run_folder, first_step, self._quiet, self.print)
+    def log_sample(self, step: int, text: str) -> None:
+        """Write a generated text to samples.jsonl and show it."""
+        if self._enabled:
+            self._samples.append(json.dumps({"step": step, "text": text}))
+            self.print(f"step {step} writes:\n{text}\n")
 
     def print(self, text: str) -> None:
-        """Show a line, above the bar where there is one."""
-        if not self._quiet:
+        """Print text, above the bar where there is one."""
+        if self._enabled and not self._quiet:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def sync(self) -> None:
-        """Make what is logged so far outlive a power loss."""
-        self._samples.sync()
-        self._lines.sync()
+        """Flush both files to the disk, so that what is logged so far outlives a power loss."""
+        if self._enabled:
+            self._samples.sync()
+            self._lines.sync()
 
     def __enter__(self) -> "Metrics":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if not self._enabled:
+            return
         if self._trackers is not None:
             self._trackers.close()
         self._bar.close()
@@ -131,36 +150,8 @@ class Metrics:
         self._lines.close()
 
 
-class NoMetrics(Metrics):
-    """What the ranks that do not write report: nothing."""
-
-    def __init__(self, *settings: object) -> None:
-        """Open no file."""
-
-    def count_step(self, seconds: float) -> None:
-        """Take no note."""
-
-    def log(self, *figures: object) -> None:
-        """Write nothing."""
-
-    def sample(self, step: int, text: str) -> None:
-        """Write nothing."""
-
-    def track(self, config: Config, run_folder: Path, first_step: int) -> None:
-        """Send nothing."""
-
-    def print(self, text: str) -> None:
-        """Show nothing."""
-
-    def sync(self) -> None:
-        """Nothing is to outlive a power loss."""
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinite where a power loss has left something else than a line."""
+    """The step of a line; infinite if it is no line of ours, as after a power loss."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
@@ -168,7 +159,7 @@ def _step_of(line: bytes) -> float:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a metrics.jsonl, in order; a torn last line is passed over."""
+    """The objects of a metrics.jsonl, in order; a torn last line is skipped."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:

@@ -18,15 +18,17 @@ Groups = Iterable[tuple[list[nn.Parameter], float]]  # parameters, and their wei
 def build_optimizers(
     model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
 ) -> list["Optimizer"]:
-    """The optimizers of `config` over the model's parameters, each parameter in exactly one.
+    """The optimizers of `config` over the model's parameters, each parameter in exactly one group.
 
-    Matrices decay, vectors (biases, LayerNorm) do not. Muon takes the matrices inside the blocks; embeddings,
-    whose rows are looked up rather than multiplied, stay with AdamW. `dtype` is the number format in which
-    this hardware multiplies matrices fastest.
+    `dtype` is that of the fastest matrix product on this hardware, for Muon.
     """
+    # Muon is for matrices that multiply. The rows of an embedding are looked up, so embeddings stay with
+    # AdamW, as do the vectors (biases, LayerNorm).
     named = list(model.named_parameters())
     muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
     rest = [p for _, p in named if not any(p is m for m in muon)]
+    # Weight decay keeps matrices from growing without need. LayerNorm gains and biases set scales and
+    # offsets, which have no reason to be near zero, so vectors do not decay.
     groups = [
         ([p for p in rest if p.dim() >= 2], config.weight_decay),
         ([p for p in rest if p.dim() < 2], 0.0),
@@ -44,8 +46,8 @@ def _is_block_matrix(name: str, parameter: Tensor) -> bool:
 class Optimizer(ABC):
     """Parameter groups, and a state of named tensors for each parameter, laid out as in torch.optim.
 
-    (torch.optim's own base class imports the front end of torch.compile, which takes longer than many a
-    first training step.)
+    Not torch.optim's own base class: it imports the front end of torch.compile, which takes longer than many
+    a first training step.
     """
 
     def __init__(self, groups: Groups, lr: float) -> None:
@@ -60,8 +62,8 @@ class Optimizer(ABC):
     def step(self, skip: Tensor | None = None) -> None:
         """One update from the parameters' gradients.
 
-        Where `skip`, a bool () on their device, is true, nothing changes, whatever the gradients are: so that
-        a GPU need not wait for somebody to look at them.
+        Where `skip`, a bool () on their device, is true, nothing changes, whatever the gradients are: a GPU
+        decides that by itself, without a host sync.
         """
         for group in self.param_groups:
             for p in group["params"]:
@@ -71,19 +73,20 @@ class Optimizer(ABC):
 
     @abstractmethod
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is remembered of a parameter before its first update."""
+        """The state of a parameter before its first update."""
 
     @abstractmethod
     def update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
     ) -> None:
-        """Move the parameters of one group."""
+        """Update the parameters of one group in place."""
 
 
 class AdamW(Optimizer):
     """AdamW (Loshchilov & Hutter, 2019), by torch's fused kernel: one pass over a group, not several.
 
-    betas are the averaging rates of the gradient and of its square.
+    Each parameter moves by its average gradient over the root of its average squared gradient, so that all
+    move about equally far. `betas` are the decay rates of the two averages.
     """
 
     def __init__(self, groups: Groups, lr: float, betas: tuple[float, float]) -> None:
@@ -101,7 +104,7 @@ class AdamW(Optimizer):
     def update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
     ) -> None:
-        """Move the parameters of one group."""
+        """Update the parameters of one group in place."""
         states = [self.state[p] for p in parameters]
         adamw(
             [to_local(p) for p in parameters],
@@ -111,7 +114,7 @@ class AdamW(Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
-            found_inf=None if skip is None else skip.float(),  # where 1, all stays
+            found_inf=None if skip is None else skip.float(),  # 1: the kernel changes nothing
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -123,7 +126,10 @@ class AdamW(Optimizer):
 
 
 class Muon(Optimizer):
-    """Momentum whose update is orthogonalised: every direction of a matrix moves equally far.
+    """SGD with momentum whose update is orthogonalised: it moves every direction of a matrix equally far.
+
+    A gradient matrix is dominated by a few directions (its largest singular values); equal singular values
+    let the rare directions learn too, and take a step whose size is known beforehand.
 
     Muon (Jordan et al., 2024), as `torch.optim.Muon` computes it, with two differences that make it fast at
     these sizes: matrices of one shape go through Newton-Schulz together, and in `dtype`, for hardware that
@@ -141,19 +147,23 @@ class Muon(Optimizer):
     def update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
     ) -> None:
-        """Move the parameters of one group, all that share a shape, or its transpose, at once."""
+        """Update the parameters of one group in place, all of one shape (or its transpose) together."""
         for same in _by_shape(parameters):
             gradients = _gradients(same)
             buffers = [to_local(self.state[p]["momentum_buffer"]) for p in same]
-            if skip is not None:
+            if skip is not None:  # averaging a buffer with itself leaves it as it is
                 gradients = [torch.where(skip, b, g) for b, g in zip(buffers, gradients, strict=True)]
+            # Momentum, then Nesterov: look one step ahead.
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
-            updates = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov: look one step ahead
+            updates = torch._foreach_lerp(gradients, buffers, self.momentum)
+            # Orthogonalise the full matrices, all of one shape at once: (N, rows, columns), rows <= columns.
             full = [gather_like(u, p) for u, p in zip(updates, same, strict=True)]
             moves = orthogonalize(torch.stack([_wide(u) for u in full]), self.dtype)
             shrink = torch.full((), 1 - lr * weight_decay, device=moves.device)
             if skip is not None:
                 moves, shrink = moves * ~skip, torch.where(skip, 1.0, shrink)
+            # Decay the weights, then move them. A tall matrix spreads the same singular values over more
+            # outputs, so it is scaled up until each output moves as far.
             torch._foreach_mul_([to_local(p) for p in same], shrink)
             for p, move in zip(same, moves, strict=True):
                 rows, columns = p.shape
@@ -164,7 +174,7 @@ class Muon(Optimizer):
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """Each of (N, rows, columns) with its singular values moved near 1, by Newton-Schulz iterations.
 
-    The quintic's coefficients are Muon's: steepest at zero, so that small singular values rise in few steps;
+    The quintic's coefficients are Muon's: steepest at zero, so that small singular values grow in few steps;
     they end between about 0.7 and 1.2, which trains as well as exactly 1.
 
     Ten times as strong in one direction as in the other before, equally strong after:
@@ -174,9 +184,11 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: i
     tensor([0.7000, 0.7000])
     """
     a, b, c = 3.4445, -4.7750, 2.0315
+    # Divided by its norm, no singular value is above 1, where the iteration would diverge.
     x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     x = x.to(dtype)
     for _ in range(steps):
+        # x <- a x + b (x x^T) x + c (x x^T)^2 x maps each singular value s to a s + b s^3 + c s^5.
         gram = x @ x.mT  # (N, rows, rows): cheapest where rows are the shorter side
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
@@ -198,14 +210,16 @@ def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def learning_rate_factor(config: OptimConfig, step: int, max_steps: int) -> float:
-    """The share of the peak learning rate at `step`, counted from 1.
+    """The learning rate at `step`, counted from 1, as a fraction of its peak: warm up, then decay.
 
     >>> config = OptimConfig(schedule="linear", warmup_steps=2, min_lr_ratio=0.0)
     >>> [learning_rate_factor(config, step, max_steps=6) for step in range(1, 7)]
     [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
+    # Warm-up: the first gradients are large and AdamW's averages rest on few of them, so start small.
     if step <= config.warmup_steps:
         return step / config.warmup_steps
+    # Decay: large steps find a good region, small ones settle in it.
     progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)  # in (0, 1]
     match config.schedule:
         case "cosine":
@@ -229,7 +243,7 @@ def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """All optimizer state as tensors named `<parameter>/<quantity>`, such as `ln_f.weight/exp_avg`.
 
-    In the model's order, not in that of the first update, which a resumed run does not make again.
+    In the model's order, whatever order the state was created in: equal states give equal files.
     """
     states: dict[Tensor, dict[str, Tensor]] = {}
     for optimizer in optimizers:
@@ -244,19 +258,18 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
 def load_optimizer_tensors(
     model: nn.Module, optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` took. Raises ValueError where it is not exactly that."""
+    """Load what `optimizer_tensors` returned. Raises ValueError if it does not fit exactly."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    left = set(tensors)
+    unused = set(tensors)
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                optimizer.state[p] = state = optimizer.initial_state(p)
-                for quantity, initial in state.items():
-                    key = f"{names[p]}/{quantity}"
-                    value = tensors.get(key)
-                    if value is None or value.shape != initial.shape or value.dtype != initial.dtype:
-                        raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
-                    copy_full_(initial, value)
-                    left.remove(key)
-    if left:
-        raise ValueError(f"the saved optimizer state is of another model too: {min(left)!r:.100}")
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[p] = state = optimizer.initial_state(p)
+            for quantity, initial in state.items():
+                key = f"{names[p]}/{quantity}"
+                value = tensors.get(key)
+                if value is None or value.shape != initial.shape or value.dtype != initial.dtype:
+                    raise ValueError(f"the saved optimizer state does not fit parameter {names[p]}")
+                copy_full_(initial, value)
+                unused.remove(key)
+    if unused:
+        raise ValueError(f"the saved optimizer state is of another model too: {min(unused)!r:.100}")

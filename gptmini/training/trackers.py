@@ -1,6 +1,6 @@
-"""metrics.jsonl's figures, sent to TensorBoard or Weights & Biases as well.
+"""The numbers of metrics.jsonl, sent to TensorBoard or Weights & Biases as well.
 
-A tracker that fails, at its start or later, is told of once and left out from then on; the run goes on.
+A tracker that fails, at its start or later, is reported once and dropped; training continues.
 """
 
 import importlib.util
@@ -12,59 +12,54 @@ from typing import Protocol
 from gptmini.config import Config
 from gptmini.errors import UserError
 
-_QUANTITIES = ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second")
+QUANTITIES = ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second")
 
 
 class Tracker(Protocol):
     """What a tracker must be able to do."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take figures named as in `loss/train`."""
+        """Record values with names such as `loss/train`."""
 
     def close(self) -> None:
-        """The run is over, for now."""
+        """Send what is buffered; the run is over, or interrupted."""
 
 
 class TensorBoard:
-    """Event files in the run folder: `tensorboard --logdir runs` shows them."""
+    """Event files in the run folder, which `tensorboard --logdir runs` shows."""
 
-    def __init__(self, config: Config, run_folder: Path, first_step: int, quiet: bool) -> None:
+    def __init__(self, config: Config, run_dir: Path, first_step: int, quiet: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
+        # purge_step hides the events of steps that a resumed run takes again.
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.close = self._writer.close
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar for each figure."""
+        """Add one scalar for each value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Write out what is held back."""
-        self._writer.close()
 
 
 class WandB:
     """A run of Weights & Biases, in the project that WANDB_PROJECT names."""
 
-    def __init__(self, config: Config, run_folder: Path, first_step: int, quiet: bool) -> None:
+    def __init__(self, config: Config, run_dir: Path, first_step: int, quiet: bool) -> None:
         import wandb
 
         self._run = wandb.init(
-            id=_latest_id(run_folder / "wandb") if first_step else None,
-            name=run_folder.name,
-            dir=str(run_folder),
+            id=_latest_id(run_dir / "wandb") if first_step else None,  # a resumed run keeps its id
+            name=run_dir.name,
+            dir=str(run_dir),
             config=config.model_dump(mode="json"),
             resume="allow",
             settings={"silent": quiet},
         )
+        self.close = self._run.finish
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """All figures at once."""
+        """Log all values together."""
         self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Send what is left."""
-        self._run.finish()
 
 
 def _latest_id(folder: Path) -> str | None:
@@ -73,51 +68,46 @@ def _latest_id(folder: Path) -> str | None:
     return max(names).split("-", 2)[2] if names else None
 
 
-_KINDS: dict[str, Callable[[Config, Path, int, bool], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+KINDS: dict[str, Callable[[Config, Path, int, bool], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """UserError where a tracker's package is not installed."""
+    """UserError if a tracker's package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(
-                f"train.trackers = {name}: the package is not installed: pip install 'gptmini[{name}]'"
-            )
+            raise UserError(f"train.trackers = {name}: the package is not installed: pip install {name}")
 
 
 class Trackers:
     """All trackers of a run, none of which can stop it."""
 
     def __init__(
-        self, config: Config, run_folder: Path, first_step: int, quiet: bool, tell: Callable[[str], None]
+        self, config: Config, run_dir: Path, first_step: int, quiet: bool, print: Callable[[str], None]
     ) -> None:
-        self._tell = tell
+        self._print = print
         self._running: dict[str, Tracker] = {}
         for name in config.train.trackers:
-            self._guard(name, partial(self._start, name, config, run_folder, first_step, quiet))
+            self._guard(name, partial(self._start, name, config, run_dir, first_step, quiet))
 
     def log(self, step: int, split: str, line: Mapping[str, object]) -> None:
-        """Send the figures of a line of metrics.jsonl, named as in `loss/train`."""
-        values = {
-            f"{name}/{split}": float(value)
-            for name in _QUANTITIES
-            if isinstance(value := line[name], int | float)
-        }
+        """Send the numbers of a line of metrics.jsonl, named as in `loss/train`."""
+        values = {f"{name}/{split}": v for name in QUANTITIES if isinstance(v := line[name], int | float)}
         for name, tracker in list(self._running.items()):
             self._guard(name, partial(tracker.log, step, values))
 
     def close(self) -> None:
-        """End them all."""
+        """Close them all."""
         for name, tracker in list(self._running.items()):
             self._guard(name, tracker.close)
 
-    def _start(self, name: str, config: Config, run_folder: Path, first_step: int, quiet: bool) -> None:
-        self._running[name] = _KINDS[name](config, run_folder, first_step, quiet)
+    def _start(self, name: str, config: Config, run_dir: Path, first_step: int, quiet: bool) -> None:
+        self._running[name] = KINDS[name](config, run_dir, first_step, quiet)
 
     def _guard(self, name: str, action: Callable[[], None]) -> None:
+        # Any exception: this is other people's code, their network and their server.
         try:
             action()
-        except Exception as error:  # whatever it is: other people's code, their network, their server
+        except Exception as error:
             self._running.pop(name, None)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self._tell(f"{name} failed and is left out from now on; the run goes on ({reason})")
+            self._print(f"{name} failed and is left out from now on; the run continues ({reason})")

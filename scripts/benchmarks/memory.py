@@ -11,7 +11,7 @@ from benchmarks.train import ROOT, TORCHRUN, run, write_words
 
 from gptmini.config import Config, GPTConfig, load_config
 from gptmini.data.prepare import prepare
-from gptmini.training.estimate import PYTORCH_BYTES, RANKS_BYTES, plan
+from gptmini.training.estimate import PYTORCH_BYTES, RANKS_BYTES, estimate
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "context_length": 128}
 MEDIUM = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256}
@@ -75,7 +75,7 @@ def bench_memory() -> None:
             for values in runs:
                 config, world_size = config_of(values, text), values.get("ranks", 1)
                 model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 257, **config.model.model_dump())
-                planned = plan(config, model, None, config.runtime.precision, world_size).memory.peak
+                planned = estimate(config, model, None, config.runtime.precision, world_size).memory.peak
                 show(title_of(values), planned, peak_bytes(config, world_size))
 
 

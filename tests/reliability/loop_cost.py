@@ -15,11 +15,12 @@ import torch
 
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config
+from gptmini.training.initialize import build_model_and_data
 from gptmini.training.loss import next_token_loss
 from gptmini.training.metrics import Metrics
 from gptmini.training.optim import build_optimizers
-from gptmini.training.resume import build_model_and_data
-from gptmini.training.runtime import start_runtime, stop_signal
+from gptmini.training.runtime import start_runtime
+from gptmini.training.signals import stop_signal
 from gptmini.training.trainer import Trainer
 
 STEPS = 100

@@ -38,7 +38,7 @@ from gptmini.cli import main as cli
 from gptmini.config import Config
 from gptmini.data.batching import WindowSampler
 from gptmini.errors import DivergedError
-from gptmini.training import optim, resume, trainer
+from gptmini.training import initialize, optim, trainer
 from gptmini.training.runtime import start_runtime
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,7 +70,7 @@ def changed(sections):
     return {name: {**keys, **sections.get(name, {})} for name, keys in CONFIG.items()}
 
 
-def place(folder, name, config=CONFIG):
+def new_run(folder, name, config=CONFIG):
     """A folder for a run to be started in, with the config in it and the corpus beside it."""
     if not (folder / "corpus.txt").exists():
         words = random.Random(0).choices(["the", "cat", "sees", "a", "dog", "and", "my", "bird.\n"], k=800)
@@ -81,10 +81,10 @@ def place(folder, name, config=CONFIG):
     return folder / name
 
 
-WORDS = ["config.yaml", "--resume"]
+ARGS = ["config.yaml", "--resume"]
 
 
-def forked(run, words=WORDS, first=lambda: None):
+def forked(run, args=ARGS, first=lambda: None):
     """`gptmini train` in a forked child of its own folder, which does `first` before; returns its process id.
 
     It does not wait for the real disk, which proves nothing about a process that ends.
@@ -100,7 +100,7 @@ def forked(run, words=WORDS, first=lambda: None):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             with open(1, "w") as sys.stdout, open(2, "w") as sys.stderr, Disk().under():
                 first()
-                code = cli.main(["train", *words])
+                code = cli.main(["train", *args])
             os._exit(code)
         finally:
             os._exit(99)
@@ -111,14 +111,14 @@ def forked(run, words=WORDS, first=lambda: None):
 def warm_up():
     """PyTorch's first step takes longer than ten later ones."""
     with tempfile.TemporaryDirectory() as folder:
-        in_this_process(place(Path(folder), "warm"))
+        in_this_process(new_run(Path(folder), "warm"))
 
 
-def started(run, words=WORDS):
+def started(run, args=ARGS):
     """`python scripts/train.py` as a process of its own; returns its process id."""
     with open(run / "output.txt", "w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "train.py"), *words],
+            [sys.executable, str(ROOT / "scripts" / "train.py"), *args],
             cwd=run,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -163,7 +163,7 @@ def manifest(run, step):
 def uninterrupted(folder, config=CONFIG, name="uninterrupted"):
     """A run that nothing disturbed, made once."""
     if not (folder / name).exists():
-        finish(place(folder, name, config))
+        finish(new_run(folder, name, config))
     return folder / name
 
 
@@ -182,6 +182,14 @@ def differing_files(run, other, step):
     return [name for name in ours if ours[name] != theirs.get(name)]
 
 
+def assert_own_losses(run):
+    """The validation loss that a checkpoint records is of its own step, or none if that was not evaluated."""
+    losses = {line["step"]: line["loss"] for line in metrics(run) if line["split"] == "val"}
+    for step in checkpoints(run).steps():
+        state = json.loads((checkpoints(run).path(step) / "training" / "state.json").read_text())
+        assert state["val_loss"] == losses.get(step), step
+
+
 def assert_whole(run):
     """Every checkpoint that stands under its name is complete."""
     for step in checkpoints(run).steps():
@@ -189,7 +197,7 @@ def assert_whole(run):
 
 
 def check_resume_from_every_step(folder, steps=STEPS, sections=None):
-    """A run is stopped after each of its steps in turn, and goes on to the same end.
+    """A run is stopped after each of its steps in turn, and continues to the same end.
 
     Each later checkpoint of the resumed run is also held against the uninterrupted one's.
     """
@@ -197,8 +205,9 @@ def check_resume_from_every_step(folder, steps=STEPS, sections=None):
     config = changed({**(sections or {}), "train": {**(sections or {}).get("train", {}), **often}})
     whole = uninterrupted(folder, config, "whole")
     assert checkpoints(whole).steps() == list(range(1, steps + 1))
+    assert_own_losses(whole)
     for step in range(1, steps):
-        run = place(folder, "resumed", config)
+        run = new_run(folder, "resumed", config)
         shutil.copytree(whole / "run", run / "run")  # with the lines past this step, as a crash leaves them
         for later in range(step + 1, steps + 1):
             shutil.rmtree(checkpoints(run).path(later))
@@ -218,7 +227,7 @@ def check_killed_runs(folder, kills, begin=forked, seed=0):
     rng, whole = random.Random(seed), uninterrupted(folder)
     seconds, hit = seconds_of_a_run(folder, begin), 0
     for runs in count(1):
-        run = place(folder, "killed")
+        run = new_run(folder, "killed")
         shutil.rmtree(os.environ["GPTMINI_CACHE_DIR"])
         for _ in range(5):
             pid = begin(run)
@@ -238,7 +247,7 @@ def check_killed_runs(folder, kills, begin=forked, seed=0):
 
 def check_killed_process(folder):
     """A process that is killed (-9) when it has trained a step, and resumed by another."""
-    run = place(folder, "killed")
+    run = new_run(folder, "killed")
     pid = started(run)
     while not steps_done(run):
         wait(pid, 0.01)
@@ -251,7 +260,7 @@ def check_killed_process(folder):
 def seconds_of_a_run(folder, begin):
     """About how long a run takes; where other programs held it up, no more than twice its processor time."""
     began, before = time.perf_counter(), os.times()
-    finish(place(folder, "timed"), begin)
+    finish(new_run(folder, "timed"), begin)
     after = os.times()
     busy = after.children_user + after.children_system - before.children_user - before.children_system
     return min(time.perf_counter() - began, 2 * busy)
@@ -274,7 +283,7 @@ def check_stopped_runs(folder, count, begin=forked, seed=0):
     seconds = seconds_of_a_run(folder, begin)
     ways = dict.fromkeys(["saved", "before training", "finished", "second signal"], 0)
     for number in range(count):
-        run = place(folder, "stopped")
+        run = new_run(folder, "stopped")
         sent, twice = rng.choice([signal.SIGINT, signal.SIGTERM]), number % 5 == 4
         pid = begin(run)
         for delay in [seconds * rng.random(), *([0.01 * rng.random()] if twice else [])]:
@@ -298,7 +307,7 @@ def check_signal_at_every_line(folder, stride=1):
     whole = uninterrupted(folder, config, "short")
     for cases in count():
         for twice in (False, True):
-            run = place(folder, "stopped", config)
+            run = new_run(folder, "stopped", config)
             code = ended(forked(run, first=lambda n=stride * cases, t=twice: at_line(n, t)))
             output = (run / "output.txt").read_text()
             if "finished after step 4" in output:
@@ -350,7 +359,7 @@ def in_this_process(run):
     """`gptmini train` in a child would have no thread pool; this leaves everything as it was but the pool."""
     threads = torch.get_num_threads()
     try:
-        assert in_folder(run, lambda: cli.main(["train", *WORDS, "--quiet"])) == 0
+        assert in_folder(run, lambda: cli.main(["train", *ARGS, "--quiet"])) == 0
     finally:
         torch.set_num_threads(threads)
 
@@ -366,7 +375,7 @@ def check_same_twice(folder, times, threads, precision, finish=in_this_process):
     )
     ends = set()
     for _ in range(times):
-        run = place(folder, "again", config)
+        run = new_run(folder, "again", config)
         finish(run)
         ends.add((manifest(run, 3), json.dumps(metrics(run))))
     assert len(ends) == 1
@@ -388,7 +397,7 @@ def check_intervals(folder):
     """Evaluating, sampling, saving or logging at other intervals changes no bit of weights and optimizer."""
     whole = uninterrupted(folder)
     for intervals in INTERVALS:
-        run = place(folder, "other", changed({"train": intervals}))
+        run = new_run(folder, "other", changed({"train": intervals}))
         finish(run)
         for name in ("model.safetensors", "training/optimizer.safetensors"):
             ours, theirs = (checkpoints(r).path(STEPS) / name for r in (run, whole))
@@ -405,16 +414,16 @@ def check_divergence(folder):
     config = Config.model_validate(often)
     cases = [("loss", math.nan, 1), ("loss", math.inf, 5), ("gradient", math.nan, 4)]
     for where, value, step in cases:
-        run, message = place(folder, "diverged", often), io.StringIO()
+        run, message = new_run(folder, "diverged", often), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(message):
             spoil(patch, where, value, at=step)
             updates, seen = count_updates(patch), note_windows(patch)
-            code = in_folder(run, lambda: cli.main(["train", *WORDS, "--quiet"]))
+            code = in_folder(run, lambda: cli.main(["train", *ARGS, "--quiet"]))
         assert code == DivergedError.exit_code == 3
         assert len(updates) == step - 1, "the update was made"
         assert checkpoints(run).steps()[-1:] == [step - 1][: step - 1]
         runtime = start_runtime(config.runtime)
-        data = in_folder(run, partial(resume.build_model_and_data, config, runtime, quiet=True))[1]
+        data = in_folder(run, partial(initialize.build_model_and_data, config, runtime, quiet=True))[1]
         windows = WindowSampler(data.train, config.model.context_length, config.train.seed)
         of_step = windows.starts(step - 1, config.train.batch_size).tolist()
         assert seen[-len(of_step) :] == of_step
@@ -430,7 +439,7 @@ def check_divergence(folder):
 
 def check_spoiled_weights(folder, config):
     """An update that leaves weights which are not finite ends the run before they are saved."""
-    run, message, real, updates = place(folder, "spoiled", config), io.StringIO(), optim.AdamW.step, []
+    run, message, real, updates = new_run(folder, "spoiled", config), io.StringIO(), optim.AdamW.step, []
 
     def step(self, *skip):
         updates.append(real(self, *skip))
@@ -439,7 +448,7 @@ def check_spoiled_weights(folder, config):
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(message):
         patch.setattr(optim.AdamW, "step", step)
-        assert in_folder(run, lambda: cli.main(["train", *WORDS, "--quiet"])) == DivergedError.exit_code
+        assert in_folder(run, lambda: cli.main(["train", *ARGS, "--quiet"])) == DivergedError.exit_code
     assert "diverged at step 3: " in message.getvalue()
     assert checkpoints(run).steps()[-1] == 2
     finish(run)
@@ -490,7 +499,7 @@ def in_folder(folder, work):
 
 def check_finished_run(folder):
     """A finished run is resumed as a no-op: no file of it changes."""
-    run = place(folder, "finished")
+    run = new_run(folder, "finished")
     finish(run)
     before = {f: f.read_bytes() for f in (run / "run").rglob("*") if f.is_file()}
     finish(run)
@@ -500,7 +509,7 @@ def check_finished_run(folder):
 
 def check_locked_run(folder):
     """While a process trains, a second one exits 5 and touches nothing; after its kill the lock is free."""
-    run = place(folder, "locked", changed({"train": {"max_steps": 10**6}}))
+    run = new_run(folder, "locked", changed({"train": {"max_steps": 10**6}}))
     pid = forked(run)
     try:
         for _ in count():  # until it trains
@@ -510,15 +519,15 @@ def check_locked_run(folder):
         os.kill(pid, signal.SIGSTOP)
         os.waitpid(pid, os.WUNTRACED)
         before = {f: f.read_bytes() for f in (run / "run").rglob("*") if f.is_file()}
-        second = place(folder, "second", yaml.safe_load((run / "config.yaml").read_text()))
-        for words in ([], ["--resume"]):
-            code = ended(forked(second, ["config.yaml", "--train.out-dir", str(run / "run"), *words]))
+        second = new_run(folder, "second", yaml.safe_load((run / "config.yaml").read_text()))
+        for args in ([], ["--resume"]):
+            code = ended(forked(second, ["config.yaml", "--train.out-dir", str(run / "run"), *args]))
             assert code == 5, (second / "output.txt").read_text()
         assert {f: f.read_bytes() for f in (run / "run").rglob("*") if f.is_file()} == before
     finally:
         os.kill(pid, signal.SIGKILL)
         ended(pid)
-    assert ended(forked(run, [*WORDS, "--train.max-steps", str(max(steps_done(run)) + 1)])) == 0
+    assert ended(forked(run, [*ARGS, "--train.max-steps", str(max(steps_done(run)) + 1)])) == 0
     return 2
 
 
@@ -527,7 +536,7 @@ def check_failing_save(folder):
     import resource
 
     kept = changed({"train": {"keep_checkpoints": STEPS}})
-    run, whole = place(folder, "full", kept), uninterrupted(folder, kept, "kept")
+    run, whole = new_run(folder, "full", kept), uninterrupted(folder, kept, "kept")
     shutil.copytree(whole / "run", run / "run")
     *_, step, _, _ = checkpoints(whole).steps()
     for later in checkpoints(whole).steps()[-2:]:
@@ -582,13 +591,13 @@ def check_power_loss_of_runs(folder, stride=1, seed=0):
 
     That includes the lines of metrics up to the step of the newest checkpoint.
     """
-    rng, whole, run = random.Random(seed), uninterrupted(folder), place(folder, "powered")
+    rng, whole, run = random.Random(seed), uninterrupted(folder), new_run(folder, "powered")
     with Disk().under() as disk:
         in_this_process(run)
     log, cases = inside(disk.log), 0
     for end in range(0, len(log) + 1, stride):
         tree = after_power_loss(replay(log[:end], Path()), rng, keep=rng.choice([0.0, 0.3, 0.7, 1.0]))
-        found = place(folder, "found")
+        found = new_run(folder, "found")
         put(tree.get("run", {}), found / "run")
         steps = checkpoints(found).steps()
         assert_whole(found)

@@ -12,10 +12,21 @@ import pytest
 from gptmini import atomic_io
 from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, store
 from gptmini.data import batching
-from gptmini.training import loss, metrics, optim, resume, runtime, trainer
+from gptmini.training import (
+    initialize,
+    loss,
+    metrics,
+    nonfinite,
+    optim,
+    progress,
+    resume,
+    runtime,
+    signals,
+    trainer,
+)
 
-# Each takes names from those before it, so all are made anew, in this order.
-ROOMS = (
+# Each imports names from those before it, so all are executed again, in this order.
+MODULES = (
     atomic_io,
     safetensors_io,
     manifest,
@@ -23,10 +34,14 @@ ROOMS = (
     gpt2_directory,
     store,
     batching,
+    signals,
     runtime,
     loss,
     optim,
     metrics,
+    nonfinite,
+    progress,
+    initialize,
     resume,
     trainer,
 )
@@ -34,20 +49,20 @@ ROOMS = (
 
 @contextmanager
 def seeded(module, right, wrong):
-    """The rooms with `wrong` in the place of `right` in one module's source."""
-    whole = {room: dict(vars(room)) for room in ROOMS}
+    """The modules with `wrong` in place of `right` in the source of one of them."""
+    before = {each: dict(vars(each)) for each in MODULES}
     try:
-        for room in ROOMS:
-            source = Path(room.__file__).read_text(encoding="utf-8")
-            if room is module:
+        for each in MODULES:
+            source = Path(each.__file__).read_text(encoding="utf-8")
+            if each is module:
                 assert source.count(right) == 1, "the source has changed: adapt the bug"
                 source = source.replace(right, wrong)
-            exec(compile(source, room.__file__, "exec"), vars(room))
+            exec(compile(source, each.__file__, "exec"), vars(each))
         yield
     finally:
-        for room in ROOMS:
-            vars(room).clear()
-            vars(room).update(whole[room])
+        for each in MODULES:
+            vars(each).clear()
+            vars(each).update(before[each])
 
 
 def to_run(bugs, slow, long):

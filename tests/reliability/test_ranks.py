@@ -58,7 +58,7 @@ def forked_job(run):
             run_id=run.name, max_restarts=0, start_method="fork", shutdown_timeout=2,
         )  # fmt: skip
         try:
-            elastic_launch(config, rank)(runs.WORDS)
+            elastic_launch(config, rank)(runs.ARGS)
             code = 0
         except ChildFailedError as error:
             os.write(output, str(error).encode())
@@ -78,7 +78,7 @@ def with_torchrun(run):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with open(run / "output.txt", "w") as output:
         process = subprocess.Popen(
-            [*torchrun, "--shutdown-timeout", "2", str(driver), *runs.WORDS],
+            [*torchrun, "--shutdown-timeout", "2", str(driver), *runs.ARGS],
             cwd=run,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -108,7 +108,7 @@ def ended_within(pid, seconds):
 
 def seconds_of_a_job(folder, begin):
     """From both ranks' beginning to the end of a job that nothing disturbs, `whole` in the folder."""
-    whole = runs.place(folder, "whole", CONFIG)
+    whole = runs.new_run(folder, "whole", CONFIG)
     pid = begin(whole)
     for number in (0, 1):
         rank_pid(whole, number)
@@ -124,7 +124,7 @@ def check_lost_ranks(folder, cases, number, begin, seed=0):
     """
     rng, seconds, late, longest = random.Random(seed), seconds_of_a_job(folder, begin), 0, 0.0
     while cases:
-        lost, run = rng.randrange(2), runs.place(folder, "lost", CONFIG)
+        lost, run = rng.randrange(2), runs.new_run(folder, "lost", CONFIG)
         agent = begin(run)
         pids = [rank_pid(run, 0), rank_pid(run, 1)]
         time.sleep(rng.uniform(0, seconds))

@@ -1,4 +1,4 @@
-"""Deliberate mistakes in the training room, each put into its source, and each caught by a check."""
+"""Deliberate mistakes in training/, each put into its source, and each caught by a check."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import runs
 from seeded import assert_caught, to_run
 
 from gptmini.data import batching
-from gptmini.training import loss, metrics, optim, resume, runtime, trainer
+from gptmini.training import loss, metrics, nonfinite, optim, progress, resume, runtime, signals, trainer
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'pidfd_open')"),
@@ -23,35 +23,36 @@ resumes_past_the_best = partial(
         "train": {"eval_interval": 1},
     },
 )
-signals = partial(runs.check_signal_at_every_line, stride=1)
+signal_at_each_line = partial(runs.check_signal_at_every_line, stride=1)
 power_loss = partial(runs.check_power_loss_of_runs, stride=1)
 
-SLOW = [signals, power_loss, runs.check_intervals]
+SLOW = [signal_at_each_line, power_loss, runs.check_intervals]
 
 BUGS = [
     (
         "the batches are counted from the start of the process",
         resumes,
         trainer,
-        "self.windows.starts(self.step - 1, ",
-        'self.windows.starts(self.step - self.__dict__.setdefault("began", self.step), ',
+        "self.windows.starts(step - 1, ",
+        'self.windows.starts(step - self.__dict__.setdefault("began", step), ',
     ),
     (
         "the batch is that of the next step",
         runs.check_divergence,
         trainer,
-        "self.windows.starts(self.step - 1, ",
-        "self.windows.starts(self.step, ",
+        "self.windows.starts(step - 1, ",
+        "self.windows.starts(step, ",
     ),
     (
         "a resumed run takes its last step again",
         resumes,
-        trainer,
-        "self.step = state.step\n",
-        "self.step = state.step - 1\n",
+        resume,
+        "        difference = check_resumable(",
+        '        state = state.model_copy(update={"step": state.step - 1})\n'
+        "        difference = check_resumable(",
     ),
     (
-        "the order of the data is drawn anew by each process",
+        "the order of the data is another one in each process",
         resumes,
         batching,
         "self.tokens, self.context_length, self.seed = tokens, context_length, seed",
@@ -69,17 +70,17 @@ BUGS = [
         "evaluation leaves the model without dropout",
         runs.check_intervals,
         loss,
-        "    model.train(training)\n",
+        "    model.train(was_training)\n",
         "",
     ),
     (
         "sampling leaves a gradient behind",
         runs.check_intervals,
         trainer,
-        "        metrics.sample(self.step, text)\n",
+        "        metrics.log_sample(step, text)\n",
         "        for parameter in self.model.parameters():\n"
         "            parameter.grad = torch.ones_like(parameter)\n"
-        "        metrics.sample(self.step, text)\n",
+        "        metrics.log_sample(step, text)\n",
     ),
     (
         "dropout is seeded once and not at each step",
@@ -99,16 +100,16 @@ BUGS = [
         "the optimizer's step counts are dropped at a resume",
         resumes,
         optim,
-        "put_whole(initial, value)",
-        'put_whole(initial, value * (0 if quantity == "step" else 1))',
+        "copy_full_(initial, value)",
+        'copy_full_(initial, value * (0 if quantity == "step" else 1))',
     ),
     (
         "the learning rate warms up again at a resume",
         resumes,
         trainer,
-        "learning_rate_factor(self.config.optim, self.step, ",
+        "learning_rate_factor(self.config.optim, progress.step, ",
         "learning_rate_factor(self.config.optim, "
-        'self.step - self.__dict__.setdefault("before", self.step - 1), ',
+        'progress.step - self.__dict__.setdefault("before", progress.step - 1), ',
     ),
     (
         "the peak of the learning rate is taken from the rate of the moment",
@@ -120,22 +121,22 @@ BUGS = [
     (
         "the best loss is forgotten at a resume",
         resumes,
-        trainer,
-        "        self.best_val_loss, self.best_step = state.best_val_loss, state.best_step\n",
-        "",
+        resume,
+        "for name in asdict(self.progress):",
+        'for name in ("step", "val_loss", "evaluations_since_best"):',
     ),
     (
         "a resume starts the patience anew",
         resumes_past_the_best,
-        trainer,
-        "        self.evaluations_since_best = state.evaluations_since_best\n",
-        "",
+        resume,
+        "for name in asdict(self.progress):",
+        'for name in ("step", "val_loss", "best_val_loss", "best_step"):',
     ),
     (
         "the validation loss of an earlier step is saved",
         resumes,
-        trainer,
-        "            self.val_loss = None  # the step changes the weights\n",
+        progress,
+        "        self.val_loss = None\n",
         "",
     ),
     (
@@ -163,41 +164,36 @@ BUGS = [
         "what is not finite is noticed after the update",
         runs.check_divergence,
         trainer,
-        "            self.stop_if_diverged()\n"
-        "        for optimizer in self.optimizers:\n"
-        "            self.scaler.step(optimizer, failed)  # type: ignore[arg-type]  # it calls step only\n",
-        "            pass\n"
-        "        for optimizer in self.optimizers:\n"
-        "            self.scaler.step(optimizer, failed)\n"
-        "        self.stop_if_diverged()\n",
+        "        skip = self.latch.check_step(step, loss, grad_norm)\n",
+        "        skip = torch.tensor(False)\n",
     ),
     (
         "only the loss is looked at, not the gradient",
         runs.check_divergence,
-        trainer,
-        "finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())",
+        nonfinite,
+        "finite = loss.isfinite() & (grad_norm.isfinite() | overflow_is_normal)",
         "finite = loss.isfinite()",
     ),
     (
         "weights that are not finite are saved",
         runs.check_divergence,
         trainer,
-        "        self.stop_if_weights_diverged()\n        metrics.sync()",
-        "        metrics.sync()",
+        "        self.latch.check_before_save(self.progress.step, self.model)\n",
+        "",
     ),
-    ("a signal is ignored", signals, runtime, "        self.received = number\n", ""),
-    ("nothing is saved at a signal", signals, trainer, "is_best or stopping or", "is_best or"),
+    ("a signal is ignored", signal_at_each_line, signals, "        self.received = number\n", ""),
+    ("nothing is saved at a signal", signal_at_each_line, trainer, "is_best or stopping or", "is_best or"),
     (
         "a signal during the save ends the run before the next",
-        signals,
+        signal_at_each_line,
         trainer,
-        "            if stopping and not self.finished():",
-        "            if stop and not self.finished():",
+        "            if stopping and not finished:",
+        "            if stop.received and not finished:",
     ),
     (
         "a second signal waits too",
+        signal_at_each_line,
         signals,
-        runtime,
         "            os._exit(128 + number)\n",
         "            pass\n",
     ),
@@ -205,10 +201,10 @@ BUGS = [
         "the run folder is locked only to look into it",
         runs.check_locked_run,
         resume,
-        "        return store.lock()\n",
+        "        lock = store.lock()\n",
         "        with store.lock():\n"
         "            from contextlib import nullcontext\n\n"
-        "            return nullcontext()\n",
+        "        lock = nullcontext()\n",
     ),
     (
         "another text is resumed with",

@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM: finish the step and save, or clean up and end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+
+class StopSignal:
+    """A flag that SIGINT (Ctrl-C) or SIGTERM sets; a second signal exits at once.
+
+    That is safe at any instant, because every file is written whole or not at all.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0  # the number of the signal; 0: none so far
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """Inside the block, SIGINT and SIGTERM set the flag instead of ending the process."""
+    stop = StopSignal()
+    with _handlers(stop._receive):
+        yield stop
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed after the block, also when SIGINT or SIGTERM ends the process inside it."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        contextlib.ExitStack() as handlers,
+    ):
+
+        def remove_and_raise(number: int, frame: FrameType | None) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            handlers.close()
+            signal.raise_signal(number)  # again, for the handler that was there before
+
+        handlers.enter_context(_handlers(remove_and_raise))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call `handle` inside the block."""
+    # Python installs signal handlers in the main thread only; in any other thread the block just runs.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
