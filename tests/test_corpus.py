@@ -21,7 +21,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from gptmini.data import corpus as corpus_module
 from gptmini.data import documents
 from gptmini.data.corpus import Chunk, Corpus, open_corpus
-from gptmini.data.datasets import NAMED, Download, NamedCorpus, cache_folder, list_named
+from gptmini.data.datasets import NAMED, NamedCorpus, cache_folder, list_named
 from gptmini.data.documents import Document
 from gptmini.data.python_docs import python_docs
 from gptmini.errors import UserError
@@ -118,7 +118,7 @@ def test_each_row_of_parquet_is_a_document(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"pip install 'gptmini\[parquet\]'"):
+    with pytest.raises(UserError, match="reading parquet needs pyarrow: pip install pyarrow"):
         texts(open_corpus(str(tmp_path / "a.parquet")))
 
 
@@ -366,8 +366,9 @@ def offer(server, monkeypatch):
     def offer(content, file_name="served.txt", **fields):
         server.content = content
         url = f"http://127.0.0.1:{server.server_port}/x"
-        download = Download(file_name, url, hashlib.sha256(content).hexdigest(), len(content), ("copy.txt",))
-        monkeypatch.setitem(NAMED, "served", NamedCorpus("", "", download, **fields))
+        digest = hashlib.sha256(content).hexdigest()
+        served = NamedCorpus("", "", url, file_name, digest, len(content), ("copy.txt",), **fields)
+        monkeypatch.setitem(NAMED, "served", served)
 
     return offer
 
@@ -403,7 +404,7 @@ def test_a_broken_download_resumes_where_it_stopped(server, offer):
 def test_a_part_of_another_file_does_not_spoil_the_download(server, offer):
     offer(b"some text")
     cache_folder().mkdir()
-    part = hashlib.sha256(NAMED["served"].download.url.encode()).hexdigest()[:16] + ".part"
+    part = hashlib.sha256(NAMED["served"].url.encode()).hexdigest()[:16] + ".part"
     (cache_folder() / part).write_bytes(b"something longer than the file")
     with pytest.raises(UserError, match="cannot be downloaded"):
         open_corpus("served")
@@ -425,7 +426,8 @@ def test_without_a_network_the_error_says_what_to_fetch_and_what_works(monkeypat
     assert "\n" not in str(error.value)
 
 
-def test_documents_in_one_file_are_told_apart_by_a_separator(offer):
+def test_documents_in_one_file_are_told_apart_by_a_separator_even_across_blocks(offer, monkeypatch):
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 4)
     offer(b"\none\n<|endoftext|>\ntwo <|endoftext|>\n", separator=b"<|endoftext|>")
     assert texts(open_corpus("served")) == [b"one", b"two"]
 

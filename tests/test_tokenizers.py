@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tiktoken
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -13,7 +14,7 @@ from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk, Corpus
 from gptmini.data.datasets import cache_folder
 from gptmini.data.documents import Document
-from gptmini.data.tokenizers import build_tokenizer, gpt2, load_tokenizer
+from gptmini.data.tokenizers import Tokenizer, build_tokenizer, gpt2, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
 TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 times ünïcödé 你好 🙂\n" * 30
@@ -43,6 +44,81 @@ def saved(tokenizer, folder):
     for name, data in tokenizer.files().items():
         (folder / name).write_bytes(data)
     return folder
+
+
+# ---------------------------------------------------------------------------------------- the public class
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_tokenizer_is_trained_on_a_text_several_texts_or_a_file(kind, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    size = np.int64(400) if kind == "bpe" else None
+    half = len(TEXT) // 2  # between two lines, so that no word is cut
+    for texts in (TEXT, [TEXT[:half], TEXT[half:]], iter([TEXT]), tmp_path / "a.txt"):
+        assert Tokenizer.train(texts, kind, size).digest == TOKENIZERS[kind].digest
+
+
+def test_training_learns_byte_pairs_unless_told_otherwise():
+    numbers = " ".join(map(str, range(5000)))
+    assert (Tokenizer.train(numbers).kind, len(Tokenizer.train(numbers))) == ("bpe", 1024)
+    assert Tokenizer.train(["abc", " é"], "chars", byte_fallback=True).digest == FALLBACK.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "words"}, "Tokenizer.train: kind = 'words': needs"),
+        ({"kind": "gpt2"}, "Tokenizer.train: kind = gpt2: has learned already"),
+        ({"vocab_size": 100}, "Tokenizer.train: vocab_size = 100: needs"),
+        ({"kind": "chars", "vocab_size": 300}, "vocab_size = 300 is for kind bpe only"),
+    ],
+)
+def test_training_refuses_what_the_kind_does_not_have(options, message):
+    with pytest.raises(UserError, match=message):
+        Tokenizer.train(TEXT, **options)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_saved_tokenizer_is_loaded_from_a_path_or_its_text_also_below_home(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    TOKENIZERS[kind].save("~/new/folder")
+    for folder in ("~/new/folder", tmp_path / "new" / "folder", str(tmp_path / "new" / "folder")):
+        assert Tokenizer.load(folder).digest == TOKENIZERS[kind].digest
+    TOKENIZERS["bytes"].save(tmp_path / "new" / "folder")
+    assert Tokenizer.load("~/new/folder").kind == "bytes"
+
+
+def test_loading_from_a_folder_without_tokenizer_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=r"holds no tokenizer: it needs tokenizer\.json, or vocab\.json"):
+            Tokenizer.load(folder)
+
+
+def test_ids_are_decoded_from_lists_arrays_tensors_and_single_ids():
+    tokenizer, ids = TOKENIZERS["bpe"], TOKENIZERS["bpe"].encode("the end")
+    for given_ids in (ids, tuple(ids), iter(ids), np.array(ids, dtype=np.uint16), torch.tensor(ids)):
+        assert tokenizer.decode(given_ids) == "the end"
+    assert tokenizer.decode([np.int64(i) for i in ids]) == "the end"
+    assert tokenizer.decode(list(torch.tensor(ids))) == "the end"
+    first = tokenizer.decode(ids[:1])
+    assert first == tokenizer.decode(ids[0]) == tokenizer.decode(np.uint16(ids[0]))
+    assert first == tokenizer.decode(torch.tensor(ids[0]))
+    assert tokenizer.decode([]) == tokenizer.decode(torch.tensor([], dtype=torch.int64)) == ""
+
+
+@pytest.mark.parametrize("ids", [[[1, 2]], np.array([[1, 2]]), torch.tensor([[1, 2]])])
+def test_a_batch_of_ids_is_refused_with_what_to_do(ids):
+    with pytest.raises(UserError, match=r"one text, of shape \(T,\): decode each row by itself"):
+        TOKENIZERS["bpe"].decode(ids)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_tokenizer_is_as_long_as_its_vocabulary(kind):
+    assert len(TOKENIZERS[kind]) == TOKENIZERS[kind].vocab_size == len(TOKENIZERS[kind].tokens)
+
+
+# ---------------------------------------------------------------------------------------- ids and texts
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -154,6 +230,7 @@ def test_a_folder_without_tokenizer_has_none(tmp_path):
     [
         lambda t: t.clear(),
         lambda t: t["model"].pop("vocab"),
+        lambda t: t["model"].pop("merges"),
         lambda t: t["model"]["vocab"].update(x=0),
         lambda t: t["model"]["vocab"].update({"Ā": 10**9}),
         lambda t: t["model"]["vocab"].update({"你": t["model"]["vocab"].pop("a")}),

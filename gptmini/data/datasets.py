@@ -1,7 +1,7 @@
 """Corpora with a name: one that every Python brings along, and some that are downloaded once.
 
-A downloaded file lies in the cache folder under its name and counts only if its sha256 is right, so a copy
-that was put there by hand is as good.
+A download is kept in the cache folder. It is used only if its sha256 is right, so a copy that was put there
+by hand is as good.
 """
 
 import hashlib
@@ -16,29 +16,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptmini.data.documents import BLOCK_BYTES, Document, read_blocks, read_documents, split_documents
+from gptmini.data.documents import BLOCK_BYTES, Document, read_documents, split_documents
 from gptmini.data.python_docs import PYTHON_DOCS, read_python_docs
 from gptmini.errors import UserError
 
 
 @dataclass(frozen=True)
-class Download:
-    """A file that is fetched once and checked by its digest."""
-
-    file_name: str
-    url: str
-    sha256: str
-    size_bytes: int
-    other_names: tuple[str, ...] = ()  # under which a copy may lie in the cache folder already
-
-
-@dataclass(frozen=True)
 class NamedCorpus:
-    """What there is to know of a corpus that has a name."""
+    """A corpus with a name: what it is, and the file to download for it, checked by its digest."""
 
     description: str
     licence: str
-    download: Download | None = None
+    url: str | None = None  # None: nothing to download
+    file_name: str = ""  # in the cache folder
+    sha256: str = ""
+    size_bytes: int = 0
+    other_names: tuple[str, ...] = ()  # under which a copy may lie in the cache folder already
     member: str | None = None  # of the zip file that is downloaded
     separator: bytes | None = None  # between documents
 
@@ -51,73 +44,70 @@ NAMED = {
     "tiny-shakespeare": NamedCorpus(
         "scenes from Shakespeare's plays, as char-rnn used them",
         licence="public domain",
-        download=Download(
-            file_name="tiny-shakespeare.txt",
-            url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-            size_bytes=1_115_394,
-            other_names=("input.txt", "tinyshakespeare.txt"),
-        ),
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        file_name="tiny-shakespeare.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        size_bytes=1_115_394,
+        other_names=("input.txt", "tinyshakespeare.txt"),
     ),
     "tiny-stories": NamedCorpus(
         "2 million short stories in a small child's words, written by GPT-3.5 and GPT-4",
         licence="CDLA-Sharing-1.0",
-        download=Download(
-            file_name="TinyStories-train.txt",
-            url="https://huggingface.co/datasets/roneneldan/TinyStories/resolve/"
-            "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/TinyStories-train.txt",
-            sha256="c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
-            size_bytes=1_924_281_556,
-        ),
+        url="https://huggingface.co/datasets/roneneldan/TinyStories/resolve/"
+        "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/TinyStories-train.txt",
+        file_name="TinyStories-train.txt",
+        sha256="c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
+        size_bytes=1_924_281_556,
         separator=b"<|endoftext|>",
     ),
     "enwik8": NamedCorpus(
         "the first 100 million bytes of the English Wikipedia of 2006, as XML",
         licence="CC-BY-SA-3.0 and GFDL-1.2",
-        download=Download(
-            file_name="enwik8.zip",
-            url="https://mattmahoney.net/dc/enwik8.zip",
-            sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-            size_bytes=36_445_475,
-        ),
+        url="https://mattmahoney.net/dc/enwik8.zip",
+        file_name="enwik8.zip",
+        sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        size_bytes=36_445_475,
         member="enwik8",
     ),
     "fineweb-edu": NamedCorpus(
         "educational web pages: the first of the 14 parquet files of the 10-billion-token sample",
         licence="ODC-By-1.0",
-        download=Download(
-            file_name="fineweb-edu-10BT-000.parquet",
-            url="https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu/resolve/"
-            "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9/sample/10BT/000_00000.parquet",
-            sha256="b1ba7b2ce4cb5ea6ef42dca40263eabb85f37700d01693a68e9b30a31d78e871",
-            size_bytes=2_152_819_114,
-            other_names=("000_00000.parquet",),
-        ),
+        url="https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu/resolve/"
+        "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9/sample/10BT/000_00000.parquet",
+        file_name="fineweb-edu-10BT-000.parquet",
+        sha256="b1ba7b2ce4cb5ea6ef42dca40263eabb85f37700d01693a68e9b30a31d78e871",
+        size_bytes=2_152_819_114,
+        other_names=("000_00000.parquet",),
     ),
 }
 
 
 def open_named(name: str) -> Callable[[], Iterator[Document]]:
-    """Reads the documents of a named corpus, which is downloaded now if need be.
+    """The function that reads a named corpus's documents; downloads it now if need be.
 
     Raises UserError with what to do when it cannot be had.
     """
     corpus = NAMED[name]
-    if corpus.download is None:
+    if corpus.url is None:
         return read_python_docs
-    path = _find(name, corpus.download)
+    path = _find(corpus) or _download(name, corpus, corpus.url)
     if corpus.member is not None:
         return partial(_read_zip, path, corpus.member)
     if corpus.separator is not None:
-        return partial(_read_separated, path, corpus.separator)
+        return partial(split_documents, path, corpus.separator)
     return partial(read_documents, path, "text")
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether a named corpus can be read without a download."""
+    return NAMED[name].url is None or _find(NAMED[name]) is not None
 
 
 def list_named() -> str:
     """A table of the named corpora: name, size of the download, licence and what it is."""
     rows = []
     for name, corpus in NAMED.items():
-        megabytes = f"{corpus.download.size_bytes / 1e6:,.0f} MB" if corpus.download else "-"
+        megabytes = f"{corpus.size_bytes / 1e6:,.0f} MB" if corpus.url else "-"
         rows.append(f"{name:<18}{megabytes:>9}  {corpus.licence:<27}{corpus.description}")
     return "\n".join(rows)
 
@@ -129,10 +119,6 @@ def _read_zip(path: Path, member: str) -> Iterator[Document]:
                 yield block
 
     yield Document(f"{path}/{member}", blocks())
-
-
-def _read_separated(path: Path, separator: bytes) -> Iterator[Document]:
-    return split_documents(path, read_blocks(path), separator)
 
 
 def cache_folder() -> Path:
@@ -147,29 +133,25 @@ def cache_folder() -> Path:
 # ---------------------------------------------------------------------------------------- downloads
 
 
-def is_downloaded(name: str) -> bool:
-    """Whether a named corpus can be read without a download."""
-    download = NAMED[name].download
-    return download is None or _find_downloaded(download) is not None
-
-
-def _find_downloaded(download: Download) -> Path | None:
-    files = (cache_folder() / file_name for file_name in (download.file_name, *download.other_names))
-    return next((file for file in files if _is_whole(file, download)), None)
-
-
-def _find(name: str, download: Download) -> Path:
-    """The file of a named corpus, in the cache folder or fetched into it."""
-    folder = cache_folder()
-    if (found := _find_downloaded(download)) is not None:
-        return found
+def _find(corpus: NamedCorpus) -> Path | None:
+    """The file in the cache folder, under any of its names, if its digest is right."""
     import pooch
 
+    paths = (cache_folder() / name for name in (corpus.file_name, *corpus.other_names))
+    same_size = (path for path in paths if path.is_file() and path.stat().st_size == corpus.size_bytes)
+    return next((path for path in same_size if pooch.file_hash(str(path)) == corpus.sha256), None)
+
+
+def _download(name: str, corpus: NamedCorpus, url: str) -> Path:
+    """The file, fetched into the cache folder."""
+    import pooch
+
+    folder = cache_folder()
     try:
         fetched = pooch.retrieve(
-            download.url,
-            known_hash=f"sha256:{download.sha256}",
-            fname=download.file_name,
+            url,
+            known_hash=f"sha256:{corpus.sha256}",
+            fname=corpus.file_name,
             path=folder,
             downloader=_fetch,
         )
@@ -177,18 +159,19 @@ def _find(name: str, download: Download) -> Path:
         reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise UserError(
             f"data.corpus = {name}: cannot be downloaded ({type(error).__name__}: {reason}); without a "
-            f"network put {download.url} ({download.size_bytes:,} bytes, sha256 {download.sha256}) at "
-            f"{folder / download.file_name}, or use {PYTHON_DOCS} or the path of a text of your own"
+            f"network put {url} ({corpus.size_bytes:,} bytes, sha256 {corpus.sha256}) at "
+            f"{folder / corpus.file_name}, or use {PYTHON_DOCS} or the path of a text of your own"
         ) from None
     return Path(fetched)
 
 
 def _fetch(url: str, output_file: str, pooch: object) -> None:
-    """Download to `output_file`, going on where an attempt broke off; pooch checks the digest."""
+    """Download to `output_file`, resuming where an earlier attempt broke off; pooch checks the digest."""
     import requests  # pooch brings it
 
     partial_file = Path(output_file).parent / (hashlib.sha256(url.encode()).hexdigest()[:16] + ".part")
     have = partial_file.stat().st_size if partial_file.exists() else 0
+    # without compression, so that the byte range counts bytes of the file
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {}
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -196,23 +179,13 @@ def _fetch(url: str, output_file: str, pooch: object) -> None:
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             have = 0  # the server sends all of it
-        size = have + int(response.headers.get("Content-Length", 0))
+        size = have + int(response.headers.get("Content-Length", 0)) or None
+        hide_bar = not sys.stderr.isatty()
         with (
             open(partial_file, "ab" if have else "wb") as file,
-            tqdm(
-                total=size or None, initial=have, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
-            ) as bar,
+            tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=hide_bar) as bar,
         ):
             for block in response.iter_content(BLOCK_BYTES):
                 file.write(block)
                 bar.update(len(block))
     os.replace(partial_file, output_file)
-
-
-def _is_whole(path: Path, download: Download) -> bool:
-    if not path.is_file() or path.stat().st_size != download.size_bytes:
-        return False
-    digest = hashlib.sha256()
-    for block in read_blocks(path):
-        digest.update(block)
-    return digest.hexdigest() == download.sha256

@@ -1,12 +1,13 @@
-"""Files as documents: plain text, gzip, JSON lines, parquet and standard input.
+"""Files to documents: plain text, gzip, JSON lines, parquet and standard input.
 
-A document is a name, for error messages, and its bytes in blocks; it is read while it is used. What a file
-holds is told by its name: `a.txt` is one document, `a.jsonl` one for each line, `a.parquet` one for each row,
-and `.gz` may stand behind any of them but parquet.
+A document is a name, for error messages, and its bytes in blocks, read while it is used. A file's suffix
+decides its format: `a.txt` is one document, `a.jsonl` one for each line, `a.parquet` one for each row, and
+all but parquet may end in `.gz`.
 """
 
 import glob
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
@@ -38,11 +40,11 @@ class Document(NamedTuple):
     """One text, read while its blocks are asked for."""
 
     source: str  # where it comes from, for error messages
-    blocks: Iterable[bytes]  # UTF-8, if all is well
+    blocks: Iterable[bytes]  # should be UTF-8, which nobody has checked yet
 
 
 def find_files(entry: str, key: str) -> list[Path]:
-    """The files that a path or glob stands for, sorted; empty if there is no such path and no magic in it.
+    """The files that a path or glob stands for, sorted; empty if it is no glob and no such path exists.
 
     Folders are searched recursively for TEXT_SUFFIXES (with or without .gz), leaving out what is hidden.
     Raises UserError for a folder without text, a glob without match, and what is no file.
@@ -101,22 +103,16 @@ def read_documents(path: Path, text_field: str) -> Iterator[Document]:
 
 def read_blocks(path: Path) -> Iterator[bytes]:
     """A file's bytes, those of a .gz unpacked. Raises UserError where it cannot be read."""
-    try:
-        with _open(path) as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from None
+    with _open(path) as file:
+        while block := file.read(BLOCK_BYTES):
+            yield block
 
 
-def split_documents(path: Path, blocks: Iterable[bytes], separator: bytes) -> Iterator[Document]:
-    """The documents in one file that has a separator between them, without the whitespace around each.
-
-    >>> [b"".join(d.blocks) for d in split_documents(Path("x"), [b" one <", b"> two<>"], b"<>")]
-    [b'one', b'two', b'']
-    """
+def split_documents(path: Path, separator: bytes) -> Iterator[Document]:
+    """The documents in one file that has a separator between them, without the whitespace around each."""
     waiting, count = b"", 0
-    for block in blocks:
+    for block in read_blocks(path):
+        # what follows the last separator waits for the next block, which may end the document
         *whole, waiting = (waiting + block).split(separator)
         for text in whole:
             count += 1
@@ -126,16 +122,13 @@ def split_documents(path: Path, blocks: Iterable[bytes], separator: bytes) -> It
 
 def read_standard_input() -> Iterator[Document]:
     """What was piped into this process, as one document that can be read again and again."""
-    file, position = _standard_input(), 0
+    file = _standard_input()
 
     def blocks() -> Iterator[bytes]:
-        nonlocal position
-        while True:
-            file.seek(position)  # another reader may have been here meanwhile
-            block = file.read(BLOCK_BYTES)
-            if not block:
+        for position in itertools.count(0, BLOCK_BYTES):
+            file.seek(position)  # another reader may have moved it
+            if not (block := file.read(BLOCK_BYTES)):
                 return
-            position += len(block)
             yield block
 
     yield Document("standard input", blocks())
@@ -155,7 +148,7 @@ def _standard_input() -> IO[bytes]:
 
 
 def _suffix(path: Path) -> str:
-    """What tells the format: the suffix, in front of a .gz.
+    """The suffix that decides the format: the one in front of a .gz.
 
     >>> _suffix(Path("a.JSONL.gz"))
     '.jsonl'
@@ -164,8 +157,14 @@ def _suffix(path: Path) -> str:
     return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
 
 
-def _open(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+@contextmanager
+def _open(path: Path) -> Iterator[BufferedIOBase]:
+    """A file, unpacked if it ends in .gz; UserError where it cannot be opened or read."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -174,13 +173,10 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _json_lines(path: Path, text_field: str) -> Iterator[Document]:
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield Document(f"{path}:{number}", [_json_text(line, f"{path}:{number}", text_field)])
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from None
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield Document(f"{path}:{number}", [_json_text(line, f"{path}:{number}", text_field)])
 
 
 def _json_text(line: bytes, place: str, text_field: str) -> bytes:
@@ -205,18 +201,18 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path}: reading parquet needs pyarrow: pip install 'gptmini[parquet]'") from None
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             if text_field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UserError(f"{path}: has no column {text_field}: it has {names:.200}")
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[text_field], use_threads=False):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    if not isinstance(text, str):
-                        raise UserError(f"{path}, row {number}: has no text in the column {text_field}")
-                    yield Document(f"{path}, row {number}", [text.encode()])
+            # a few rows at a time, as a row group can be larger than memory
+            batches = file.iter_batches(batch_size=256, columns=[text_field], use_threads=False)
+            rows = (text for batch in batches for text in batch.column(0).to_pylist())
+            for number, text in enumerate(rows, 1):
+                if not isinstance(text, str):
+                    raise UserError(f"{path}, row {number}: has no text in the column {text_field}")
+                yield Document(f"{path}, row {number}", [text.encode()])
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from None

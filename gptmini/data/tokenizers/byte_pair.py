@@ -16,7 +16,7 @@ from tiktoken_ext import openai_public
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
 from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import BPEModel, TokenizerFile
+from gptmini.data.tokenizers.hf_files import Model, TokenizerFile
 from gptmini.errors import DamagedError, UserError
 
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
@@ -136,10 +136,12 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
     @classmethod
     def _from_file(cls, file: TokenizerFile) -> Tokenizer:
         model, path = file.model, file.path
-        if not isinstance(model, BPEModel) or not _works_like_gpt2(file, model):
+        if not _works_like_gpt2(file, model):
             raise UserError(
                 f"{path}: not a byte-level BPE tokenizer like GPT-2's, and no other kind can be read"
             )
+        if model.merges is None:
+            raise DamagedError(f"{path}: not a tokenizer: model.merges is missing")
         ids = file.ids()
         made = {character: bytes([byte]) for byte, character in enumerate(_CHARACTER_OF_BYTE)}
         for character in made.keys() - ids.keys():
@@ -172,7 +174,7 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         return cls(tokens, merges, special_tokens, end_of_text)
 
 
-def _works_like_gpt2(file: TokenizerFile, model: BPEModel) -> bool:
+def _works_like_gpt2(file: TokenizerFile, model: Model) -> bool:
     """Whether nothing in the file gives other ids than GPT-2's rule gives with these merges."""
     pre_tokenizer = file.pre_tokenizer or {}
     return (

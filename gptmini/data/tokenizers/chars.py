@@ -14,7 +14,7 @@ import numpy as np
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
 from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import BPEModel, TokenizerFile
+from gptmini.data.tokenizers.hf_files import TokenizerFile
 from gptmini.errors import UserError
 
 CODE_POINTS = 0x110000  # Unicode's
@@ -116,7 +116,7 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
     def _from_file(cls, file: TokenizerFile) -> Tokenizer:
         ids = file.ids()
         *characters, last = sorted(ids, key=ids.__getitem__) or [""]
-        byte_fallback = isinstance(file.model, BPEModel)
+        byte_fallback = file.model.type == "BPE"
         if byte_fallback:
             characters, byte_tokens = characters[:-256], characters[-256:]
             if byte_tokens != BYTE_TOKENS:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from gptmini.errors import DamagedError, UserError
 
@@ -30,24 +30,17 @@ class AddedToken(_Json):
     special: bool = False
 
 
-class BPEModel(_Json):
-    """Byte pairs: the vocabulary, and the merges in the order in which they were learned."""
+class Model(_Json):
+    """The vocabulary, and for byte pairs (BPE) the merges in the order in which they were learned."""
 
-    type: Literal["BPE"] = "BPE"
+    type: Literal["BPE", "WordLevel"] = "BPE"
     vocab: dict[str, int]
-    merges: Sequence[str | list[str]]  # "a b" or ["a", "b"]
+    merges: Sequence[str | list[str]] | None = None  # "a b" or ["a", "b"]
     dropout: float | None = None
     continuing_subword_prefix: str | None = None
     end_of_word_suffix: str | None = None
     byte_fallback: bool = False
     ignore_merges: bool = False
-
-
-class WordLevelModel(_Json):
-    """Whole words; a `chars` tokenizer is one whose words are single characters."""
-
-    type: Literal["WordLevel"]
-    vocab: dict[str, int]
 
 
 class TokenizerFile(_Json):
@@ -58,14 +51,14 @@ class TokenizerFile(_Json):
     added_tokens: list[AddedToken] = []
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
-    model: BPEModel | WordLevelModel = Field(discriminator="type")
+    model: Model
 
     @property
     def kind(self) -> str:
-        """The kind of tokenizer that reads it: byte pairs without a merge are characters, or their bytes."""
+        """Which class reads it: whole words can only be characters, as can byte pairs without merges."""
         model = self.model
-        chars = isinstance(model, WordLevelModel) or (model.byte_fallback and not model.merges)
-        return "chars" if chars else "bpe"
+        is_chars = model.type == "WordLevel" or (model.byte_fallback and not model.merges)
+        return "chars" if is_chars else "bpe"
 
     def ids(self) -> dict[str, int]:
         """The id of every token, added ones included. Raises DamagedError unless they count from 0."""
@@ -99,7 +92,7 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     elif vocab.is_file() and merges.is_file():
         path = vocab
         lines = [line for line in _read_text(merges).split("\n") if line and not line.startswith("#version")]
-        model = BPEModel(vocab=_parse(vocab, _VocabFile).root, merges=lines)
+        model = Model(vocab=_parse(vocab, _VocabFile).root, merges=lines)
         file = TokenizerFile(pre_tokenizer={"type": "ByteLevel"}, model=model)
     else:
         return None
@@ -123,7 +116,7 @@ def _parse(path: Path, schema: type[_File]) -> _File:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:60]
-        if first["type"] == "union_tag_invalid":
+        if where == "model.type":
             raise UserError(f"{path}: not a byte-level BPE tokenizer like GPT-2's: {first['msg']}") from None
         raise DamagedError(
             f"{path}: not a tokenizer: {where + ': ' if where else ''}{first['msg']}"
