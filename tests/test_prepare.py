@@ -1,14 +1,11 @@
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from gptmini.config import DataConfig, TokenizerConfig
+from gptmini.data import corpus as corpus_module
 from gptmini.data.corpus import Corpus, open_corpus
 from gptmini.data.datasets import cache_folder
 from gptmini.data.documents import Document
@@ -28,6 +25,64 @@ def decoded(data, tokens) -> list[bytes]:
     """The documents of a stream of ids."""
     ends = np.flatnonzero(tokens == data.tokenizer.end_of_text)
     return [data.tokenizer.decode_bytes(part.tolist()) for part in np.split(tokens, ends)]
+
+
+def prepared(tmp_path, text, tokenizer=BYTES, val_fraction=0.1, context_length=4):
+    path = tmp_path / "text.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return prepare(
+        DataConfig(corpus=str(path), val_fraction=val_fraction), tokenizer, context_length, quiet=True
+    )
+
+
+def test_one_plain_file_is_split_at_the_exact_fraction(tmp_path):
+    data = prepared(tmp_path, "abcdefghij" * 10)
+    assert bytes(data.train.tolist()) == b"abcdefghij" * 9
+    assert bytes(data.val.tolist()) == b"abcdefghij"
+    assert (data.meta.train_bytes, data.meta.val_bytes) == (90, 10)
+
+
+def test_the_split_never_cuts_a_character(tmp_path):
+    data = prepared(tmp_path, "é" * 51, val_fraction=0.1)
+    assert bytes(data.train.tolist()).decode() + bytes(data.val.tolist()).decode() == "é" * 51
+
+
+def test_documents_are_separated_and_split_at_their_ends(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.txt").write_text(str(i) * (9 + i % 2))
+    data = prepare(DataConfig(corpus=str(folder), val_fraction=0.2), BYTES, 4, quiet=True)
+    end = data.tokenizer.end_of_text
+    documents = [str(i).encode() * (9 + i % 2) for i in range(10)]
+    expected = [list(document) for document in documents]
+    assert data.train.tolist() == [t for d in expected[:7] for t in [*d, end]] + expected[7]
+    assert data.val.tolist() == [*expected[8], end, *expected[9]]
+
+
+def test_another_text_split_or_tokenizer_has_another_digest(tmp_path):
+    text = "some text " * 20
+    digests = {
+        prepared(tmp_path, text).digest,
+        prepared(tmp_path, text + "!").digest,
+        prepared(tmp_path, text, val_fraction=0.2).digest,
+        prepared(tmp_path, text, TokenizerConfig(kind="chars")).digest,
+    }
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize(("text", "split"), [("abc", "training"), ("abcdefghijklmnopqrst", "validation")])
+def test_a_split_shorter_than_a_window_is_refused_with_the_numbers(tmp_path, text, split):
+    with pytest.raises(UserError, match=rf"the {split} split has \d+ tokens, but one window needs .* = 5"):
+        prepared(tmp_path, text)
+
+
+def test_a_long_text_goes_through_in_chunks_with_the_ids_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "CHUNK_BYTES", 5000)
+    text = "".join(f"Line {i}  is   here,\n\n\tand 12345 more...\n" for i in range(800))
+    data = prepared(tmp_path, text, TokenizerConfig(kind="bpe", vocab_size=400))
+    whole = data.tokenizer.encode(text[: data.meta.train_bytes])
+    assert data.train.tolist() == whole
 
 
 def test_a_separate_validation_corpus_is_used_whole():
@@ -104,17 +159,6 @@ def test_the_config_says_what_validates_which_field_is_text_and_what_becomes_of_
         prepare(config.model_copy(update={"val_corpus": "nowhere"}), CHARS, 4, quiet=True)
 
 
-def test_a_learned_tokenizer_that_was_changed_is_learned_anew():
-    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    (file,) = cache_folder().glob("tokenizers/*/tokenizer/tokenizer.json")
-    other = json.loads(file.read_text())
-    other["model"]["vocab"].pop(other["model"]["merges"].pop().replace(" ", ""))
-    other["added_tokens"][0]["id"] -= 1
-    file.write_text(json.dumps(other))
-    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    assert again.tokenizer.digest == first.tokenizer.digest
-
-
 def test_what_is_not_utf8_is_named_with_file_and_offset(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"fine " * 100_000 + b"\xe9t\xe9")
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8 text at byte 500000 \(0xe9\)"):
@@ -122,95 +166,6 @@ def test_what_is_not_utf8_is_named_with_file_and_offset(tmp_path):
     assert not list((cache_folder() / "tokens").rglob("*.bin"))
     replaced = prepare_corpus(open_corpus(str(tmp_path / "a.txt"), errors="replace"), 0.1, BPE, 4, quiet=True)
     assert replaced.tokenizer.decode(replaced.val.tolist()).endswith("fine \ufffdt\ufffd")
-
-
-def test_a_text_that_changes_while_it_is_read_is_refused_and_leaves_nothing():
-    passes = []
-
-    def read():
-        passes.append(1)
-        return iter([Document("a", [b"some text " * 20 + str(len(passes)).encode()])])
-
-    with pytest.raises(UserError, match="changed while it was read"):
-        prepare_corpus(Corpus("a", (read,)), 0.1, BYTES, 4, quiet=True)
-    assert not list((cache_folder() / "tokens").rglob("*.bin"))
-
-
-def test_a_text_that_changes_between_runs_is_prepared_anew(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("first text " * 20)
-    first = prepare(DataConfig(corpus=str(path)), BYTES, 4, quiet=True)
-    path.write_text("other text " * 20)
-    second = prepare(DataConfig(corpus=str(path)), BYTES, 4, quiet=True)
-    assert decoded(second, second.train)[0].startswith(b"other")
-    assert decoded(first, first.train)[0].startswith(b"first")
-    assert first.digest != second.digest
-
-
-def test_a_tokenizer_is_learned_once_for_a_text(monkeypatch):
-    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    monkeypatch.setattr("gptmini.data.prepare.build_tokenizer", None)
-    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    given = prepare_corpus(corpus_of(b"some text " * 50), 0.1, first.tokenizer, 4, quiet=True)
-    assert first.digest == again.digest == given.digest
-    assert len(list((cache_folder() / "tokens").iterdir())) == 1
-
-
-@pytest.mark.parametrize("damage", [lambda f: f.write_text("{"), lambda f: f.unlink()])
-@pytest.mark.parametrize("name", ["tokenizers/*/tokenizer/tokenizer.json", "tokens/*/tokens/meta.json"])
-def test_a_damaged_cache_is_made_anew(name, damage):
-    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    (file,) = cache_folder().glob(name)
-    damage(file)
-    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    assert again.digest == first.digest
-    assert again.train.tolist() == first.train.tolist()
-    assert json.loads(file.read_text())
-
-
-SCRIPT = """
-import sys
-from gptmini.config import DataConfig, TokenizerConfig
-from gptmini.data.prepare import prepare
-data = prepare(DataConfig(corpus=sys.argv[1]), TokenizerConfig(kind="bpe", vocab_size=300), 4)
-print(data.digest, data.meta.train_tokens, len(data.train))
-"""
-
-
-def start(path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-
-
-def test_processes_that_prepare_the_same_text_at_once_get_the_same(tmp_path):
-    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(50_000)))
-    processes = [start(tmp_path / "a.txt") for _ in range(4)]
-    results = {process.communicate(timeout=100)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0] * 4
-    assert len(results) == 1
-    assert len(list((cache_folder() / "tokens").iterdir())) == 1
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
-    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(300_000)))
-    killed = start(tmp_path / "a.txt")
-    while not list((cache_folder() / "tokens").glob("*/.tmp-*/train.bin")):
-        assert killed.poll() is None, "too fast for this test: make the text longer"
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not list((cache_folder() / "tokens").glob("*/tokens"))
-    again = start(tmp_path / "a.txt")
-    out, errors = again.communicate(timeout=100)
-    assert (again.returncode, errors) == (0, "")
-    assert out.split()[1] == out.split()[2]
-    assert not list((cache_folder() / "tokens").glob("*/.tmp-*"))
 
 
 def test_preparing_imports_no_torch():

@@ -59,7 +59,7 @@ def test_a_tokenizer_is_trained_on_a_text_several_texts_or_a_file(kind, tmp_path
 
 
 def test_training_learns_byte_pairs_unless_told_otherwise():
-    numbers = " ".join(map(str, range(5000)))
+    numbers = " ".join(map(str, range(5000))) * 2
     assert (Tokenizer.train(numbers).kind, len(Tokenizer.train(numbers))) == ("bpe", 1024)
     assert Tokenizer.train(["abc", " é"], "chars", byte_fallback=True).digest == FALLBACK.digest
 

@@ -1,7 +1,7 @@
-"""Where text comes from: files, folders, globs and named corpora, as a stream of chunks.
+"""Documents to chunks: files, folders, globs and named corpora as one stream of text.
 
-A corpus is a sequence of documents, and a document is a run of UTF-8 bytes. Neither is ever in memory whole:
-`Corpus.chunks` reads a quarter of a megabyte at a time, as often as it is asked.
+A corpus is a sequence of documents, and a document is UTF-8 bytes. Neither is ever in memory whole:
+`Corpus.chunks` reads a quarter of a megabyte at a time, and can be called again for another pass.
 """
 
 import codecs
@@ -29,7 +29,7 @@ from gptmini.data.python_docs import PYTHON_DOCS
 from gptmini.errors import UserError
 from gptmini.schema import did_you_mean
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 18  # 256 KiB
 Errors = Literal["strict", "replace", "ignore"]
 
 
@@ -67,11 +67,11 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order."""
+    """Documents in a fixed order; each pass over them opens the files anew."""
 
     name: str
     sources: tuple[Callable[[], Iterator[Document]], ...]
-    errors: Errors = "strict"  # what to do with bytes that are not UTF-8; strict leaves them to the tokenizer
+    errors: Errors = "strict"  # for bytes that are not UTF-8; strict leaves them to the tokenizer
     python_version: str | None = None  # of the interpreter whose documentation is part of it
 
     def chunks(self) -> Iterator[Chunk]:
@@ -83,9 +83,9 @@ class Corpus:
         """
         for read in self.sources:
             for source, blocks in read():
-                yield from _cut(
-                    source, blocks if self.errors == "strict" else decode_errors(blocks, self.errors)
-                )
+                if self.errors != "strict":
+                    blocks = decode_errors(blocks, self.errors)
+                yield from _cut(source, blocks)
 
     def texts(self, max_bytes: int | None = None, end: int | None = None) -> Iterator[str]:
         """The text, chunk by chunk, or about `max_bytes` of it in chunks at even distances.
@@ -93,7 +93,7 @@ class Corpus:
         `end` ends it after that many bytes of the corpus. Raises UserError where the text is not UTF-8.
         """
         end = self.contents.total_bytes if end is None else end
-        stride = 1 if max_bytes is None else -(-end // max_bytes)
+        stride = 1 if max_bytes is None else -(-end // max_bytes)  # every how many-th chunk is taken
         position = 0
         for i, chunk in enumerate(self.chunks()):
             if position >= end:
@@ -117,7 +117,7 @@ class Corpus:
 
 
 class Fingerprint:
-    """Computes a corpus's Contents while its chunks pass by."""
+    """Computes a corpus's Contents from its chunks, one after another."""
 
     def __init__(self) -> None:
         self._document_bytes = array("q")
@@ -126,7 +126,7 @@ class Fingerprint:
         self._corpus = hashlib.sha256()
 
     def update(self, chunk: Chunk) -> None:
-        """Take in the next chunk."""
+        """Add the next chunk."""
         self._document.update(chunk.data)
         self._document_length += len(chunk.data)
         if chunk.ends_document:  # a digest of digests, so that moving a document's end changes it
@@ -136,7 +136,7 @@ class Fingerprint:
             self._document_length = 0
 
     def contents(self) -> Contents:
-        """What has passed by so far."""
+        """Contents of the chunks so far."""
         return Contents(self._corpus.hexdigest(), np.array(self._document_bytes, dtype=np.int64))
 
 
@@ -178,8 +178,8 @@ def open_corpus(
 
 
 def decode_errors(blocks: Iterable[bytes], errors: Errors) -> Iterator[bytes]:
-    """UTF-8 in any case."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    """Blocks of valid UTF-8: other bytes are replaced by U+FFFD or ignored."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)  # as a character may lie across two blocks
     for block in blocks:
         yield decoder.decode(block).encode()
     yield decoder.decode(b"", final=True).encode()
@@ -187,8 +187,8 @@ def decode_errors(blocks: Iterable[bytes], errors: Errors) -> Iterator[bytes]:
 
 # ---------------------------------------------------------------------------------------- chunks
 
-# Where a run of whitespace begins: whitespace in ASCII that follows no whitespace in Unicode's sense. GPT-2's
-# pattern takes whitespace into a token only together with what follows it, never with what stands before it.
+# Where a run of whitespace begins: ASCII whitespace that does not follow Unicode whitespace. GPT-2's pattern
+# joins whitespace to what comes after it, never to what comes before, so a cut here splits no pre-token.
 _RUN_OF_WHITESPACE = re.compile(
     rb"(?<![\t-\r ])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])"
     rb"(?<!\xe2\x81\x9f)(?<!\xe3\x80\x80)[\t-\r ]"
@@ -197,7 +197,7 @@ _RUN_OF_WHITESPACE = re.compile(
 
 def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
     """One document's bytes as chunks."""
-    waiting, offset = b"", 0
+    waiting, offset = b"", 0  # bytes read but not yet in a chunk, and where they begin
     for block in blocks:
         waiting += block
         while len(waiting) > CHUNK_BYTES:
@@ -210,7 +210,7 @@ def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
 
 def _last_boundary(data: bytes) -> int:
     """The last place in data[1 : CHUNK_BYTES + 1] where a chunk may end."""
-    for start in (max(1, CHUNK_BYTES - 4096), 1):  # nearly always it is close to the end
+    for start in (max(1, CHUNK_BYTES - 4096), 1):  # the end first, where there nearly always is one
         if last := deque(_RUN_OF_WHITESPACE.finditer(data, start, CHUNK_BYTES + 1), maxlen=1):
             return last[0].start()
     return character_boundary(data, CHUNK_BYTES)

@@ -1,6 +1,6 @@
-"""Paragraphs that stand in the training and in the validation text: a model has seen them, so they go.
+"""Leave paragraphs of the training text out of the validation text: a model has seen them.
 
-Blank lines are between paragraphs; the whitespace around a paragraph does not count.
+Blank lines separate paragraphs; the whitespace around a paragraph does not count.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 
 from gptmini.data.corpus import CHUNK_BYTES, Chunk
 
-# Without a class of characters in front, so that the search for a line break can be a fast one.
+# It begins with a plain line break, not a character class, so that `re` searches fast.
 _BLANK_LINES = re.compile(rb"(\n[ \t\r]*\n\s*)")
 
 
@@ -20,49 +20,50 @@ class ParagraphDeduplicator:
     """Remembers the paragraphs of one text, 8 bytes for each, to leave them out of another."""
 
     def __init__(self) -> None:
-        self._hashes = array("q")  # Python's own: they differ from process to process, and this is one
+        # Python's hash() differs between processes, but these are never saved
+        self._hashes = array("q")
         self.dropped_bytes = 0
 
     def remember(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """The chunks as they are; their paragraphs are noted while they pass by."""
-        waiting = b""
+        """The chunks unchanged; the hashes of their paragraphs are kept."""
+        waiting = b""  # a paragraph that the next chunk may continue
         for chunk in chunks:
             *pieces, waiting = split_paragraphs(waiting, chunk)
             self._hashes.extend(map(hash, filter(None, map(bytes.strip, pieces))))
             yield chunk
 
     def drop(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """The chunks without the paragraphs that `remember` has noted, and without documents left empty."""
-        noted = np.unique(np.frombuffer(self._hashes, dtype=np.int64))
-        waiting, begun = b"", False
+        """The chunks without the paragraphs that `remember` has seen, and without documents left empty."""
+        seen = np.unique(np.frombuffer(self._hashes, dtype=np.int64))
+        waiting, begun = b"", False  # begun: something of this document was kept
         for chunk in chunks:
             offset = chunk.offset - len(waiting)
             *pieces, waiting = split_paragraphs(waiting, chunk)
             hashes = np.array([hash(piece.strip()) for piece in pieces], dtype=np.int64)
-            for known, run in itertools.groupby(
-                zip(_are_among(noted, hashes), pieces, strict=True), key=lambda pair: bool(pair[0])
-            ):
+            repeated = zip(_contains(seen, hashes), pieces, strict=True)
+            # neighbours that are kept go on as one chunk, so that their ids are those of the whole text
+            for is_repeated, run in itertools.groupby(repeated, key=lambda pair: bool(pair[0])):
                 text = b"".join(piece for _, piece in run)
-                if known or not (begun or text.strip()):
+                if is_repeated or not (begun or text.strip()):
                     self.dropped_bytes += len(text)
                 else:
                     yield chunk._replace(data=text, offset=offset, ends_document=False)
                     begun = True
                 offset += len(text)
             if chunk.ends_document:
-                if begun:
+                if begun:  # an empty chunk ends the document
                     yield chunk._replace(data=b"", offset=offset)
                 begun = False
 
 
-def _are_among(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Which hashes stand among sorted known ones; np.isin would go through all of the known each time."""
-    place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return known[place] == hashes if len(known) else np.zeros(len(hashes), dtype=bool)
+def _contains(seen: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Which hashes are among the sorted `seen`, by binary search; np.isin would scan all of `seen`."""
+    place = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)
+    return seen[place] == hashes if len(seen) else np.zeros(len(hashes), dtype=bool)
 
 
 def split_paragraphs(waiting: bytes, chunk: Chunk) -> list[bytes]:
-    """Whole paragraphs, each with the blank lines before it, and then what has to wait for the next chunk.
+    """Whole paragraphs, each with the blank lines before it, and last what may go on in the next chunk.
 
     >>> split_paragraphs(b"a", Chunk(b"b\\n\\nc\\n", "", 0, ends_document=False))
     [b'ab', b'\\n\\nc\\n']

@@ -121,7 +121,7 @@ def split_documents(path: Path, separator: bytes) -> Iterator[Document]:
 
 
 def read_standard_input() -> Iterator[Document]:
-    """What was piped into this process, as one document that can be read again and again."""
+    """What was piped into this process, as one document that can be read more than once."""
     file = _standard_input()
 
     def blocks() -> Iterator[bytes]:

@@ -34,9 +34,8 @@ def read_python_docs() -> Iterator[Document]:
 def python_docs() -> tuple[tuple[str, str], ...]:
     """(source, text) of each help topic and standard module of the running interpreter.
 
-    Paragraphs that stand in several places are kept once. The order is that of the texts' digests: fixed,
-    but as good as shuffled, so that the end of the corpus is a fair sample of the whole. Raises UserError
-    where Python was installed without its documentation.
+    A paragraph that several of them contain is kept once. Raises UserError where Python was installed without
+    its documentation.
     """
     seen: set[str] = set()
     documents = []
@@ -54,6 +53,7 @@ def python_docs() -> tuple[tuple[str, str], ...]:
             f"data.corpus = {PYTHON_DOCS}: Python {platform.python_version()} at {sys.prefix} was installed "
             "without help topics and library sources; give the path of a text of your own"
         )
+    # ordered by digest: fixed, yet as good as shuffled, so that the end of the corpus samples the whole
     documents.sort(key=lambda document: hashlib.sha256(document[1].encode()).digest())
     return tuple(documents)
 
@@ -61,20 +61,20 @@ def python_docs() -> tuple[tuple[str, str], ...]:
 def _help_topics() -> Iterator[tuple[str, str]]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions package it apart
+    except ImportError:  # a package of its own in some distributions
         return
     for name in sorted(topics):
         yield f"help('{name}')", topics[name]
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:
-    """The docstrings of each module of the standard library, read from its source and not by importing it."""
+    """(path, docstrings) of each module of the standard library, parsed and not imported."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in files_under(library, _SKIPPED):
         if path.suffix == ".py":
             try:
                 tree = ast.parse(path.read_bytes())
-            except (OSError, SyntaxError, ValueError):  # a template, or a file for another version
+            except (OSError, SyntaxError, ValueError):  # a template, or source for another Python
                 continue
             text = "\n\n".join(_docstrings_under(tree))
             yield path.relative_to(library).as_posix(), text.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""The tokens of a corpus on disk: a folder of train.bin, val.bin, meta.json and the tokenizer's files.
+"""The tokens of a corpus on disk: a folder with train.bin, val.bin, meta.json and the tokenizer's files.
 
 A .bin file is the ids one after another, uint16 or uint32 (little-endian), and nothing else. It is mapped
 into memory, not read. Nothing here imports torch.

@@ -75,7 +75,8 @@ class Tokenizer(ABC):
         if kind not in Tokenizer._classes:
             raise UserError(f"Tokenizer.train: kind = {kind}: has learned already; train bpe, chars or bytes")
         if isinstance(texts, Path):
-            texts = open_corpus(str(texts)).texts(BPE_SAMPLE_BYTES if kind == "bpe" else None)
+            corpus = open_corpus(str(texts), key="Tokenizer.train: texts")
+            texts = corpus.texts(BPE_SAMPLE_BYTES if kind == "bpe" else None)
         return Tokenizer._classes[kind]._learn([texts] if isinstance(texts, str) else texts, config)
 
     @classmethod

@@ -1,0 +1,128 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_prepare import BPE, BYTES, corpus_of, decoded, prepared
+
+from gptmini.config import DataConfig
+from gptmini.data.corpus import Corpus
+from gptmini.data.datasets import cache_folder
+from gptmini.data.documents import Document
+from gptmini.data.prepare import prepare, prepare_corpus
+from gptmini.errors import UserError
+
+
+def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_path):
+    first = prepared(tmp_path, "some text " * 20)
+    tokens = first.train.tolist()
+    (folder,) = (cache_folder() / "tokens").glob("*/tokens")
+    before = (folder / "train.bin").stat().st_mtime_ns
+    assert prepared(tmp_path, "some text " * 20).digest == first.digest
+    assert (folder / "train.bin").stat().st_mtime_ns == before
+    (folder / "train.bin").write_bytes(b"x")
+    again = prepared(tmp_path, "some text " * 20)
+    assert again.train.tolist() == tokens
+
+
+def test_a_learned_tokenizer_that_was_changed_is_learned_anew():
+    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    (file,) = cache_folder().glob("tokenizers/*/tokenizer/tokenizer.json")
+    other = json.loads(file.read_text())
+    other["model"]["vocab"].pop(other["model"]["merges"].pop().replace(" ", ""))
+    other["added_tokens"][0]["id"] -= 1
+    file.write_text(json.dumps(other))
+    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    assert again.tokenizer.digest == first.tokenizer.digest
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused_and_leaves_nothing():
+    passes = []
+
+    def read():
+        passes.append(1)
+        return iter([Document("a", [b"some text " * 20 + str(len(passes)).encode()])])
+
+    with pytest.raises(UserError, match="changed while it was read"):
+        prepare_corpus(Corpus("a", (read,)), 0.1, BYTES, 4, quiet=True)
+    assert not list((cache_folder() / "tokens").rglob("*.bin"))
+
+
+def test_a_text_that_changes_between_runs_is_prepared_anew(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("first text " * 20)
+    first = prepare(DataConfig(corpus=str(path)), BYTES, 4, quiet=True)
+    path.write_text("other text " * 20)
+    second = prepare(DataConfig(corpus=str(path)), BYTES, 4, quiet=True)
+    assert decoded(second, second.train)[0].startswith(b"other")
+    assert decoded(first, first.train)[0].startswith(b"first")
+    assert first.digest != second.digest
+
+
+def test_a_tokenizer_is_learned_once_for_a_text(monkeypatch):
+    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    monkeypatch.setattr("gptmini.data.prepare.build_tokenizer", None)
+    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    given = prepare_corpus(corpus_of(b"some text " * 50), 0.1, first.tokenizer, 4, quiet=True)
+    assert first.digest == again.digest == given.digest
+    assert len(list((cache_folder() / "tokens").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.write_text("{"), lambda f: f.unlink()])
+@pytest.mark.parametrize("name", ["tokenizers/*/tokenizer/tokenizer.json", "tokens/*/tokens/meta.json"])
+def test_a_damaged_cache_is_made_anew(name, damage):
+    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    (file,) = cache_folder().glob(name)
+    damage(file)
+    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    assert again.digest == first.digest
+    assert again.train.tolist() == first.train.tolist()
+    assert json.loads(file.read_text())
+
+
+SCRIPT = """
+import sys
+from gptmini.config import DataConfig, TokenizerConfig
+from gptmini.data.prepare import prepare
+data = prepare(DataConfig(corpus=sys.argv[1]), TokenizerConfig(kind="bpe", vocab_size=300), 4)
+print(data.digest, data.meta.train_tokens, len(data.train))
+"""
+
+
+def start(path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+
+def test_processes_that_prepare_the_same_text_at_once_get_the_same(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(50_000)))
+    processes = [start(tmp_path / "a.txt") for _ in range(4)]
+    results = {process.communicate(timeout=100)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(results) == 1
+    assert len(list((cache_folder() / "tokens").iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(300_000)))
+    killed = start(tmp_path / "a.txt")
+    while not list((cache_folder() / "tokens").glob("*/.tmp-*/train.bin")):
+        assert killed.poll() is None, "too fast for this test: make the text longer"
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not list((cache_folder() / "tokens").glob("*/tokens"))
+    again = start(tmp_path / "a.txt")
+    out, errors = again.communicate(timeout=100)
+    assert (again.returncode, errors) == (0, "")
+    assert out.split()[1] == out.split()[2]
+    assert not list((cache_folder() / "tokens").glob("*/.tmp-*"))
