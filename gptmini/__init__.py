@@ -17,9 +17,10 @@ if TYPE_CHECKING:  # the same table as below, for type checkers and editors
     from gptmini.config import GPTConfig as GPTConfig
     from gptmini.config import load_config as load_config
     from gptmini.data.tokenizers import Tokenizer as Tokenizer
+    from gptmini.generation.attention import record_attention as record_attention
     from gptmini.generation.generate import generate as generate
-    from gptmini.generation.generate import generate_text as generate_text
-    from gptmini.generation.generate import stream as stream
+    from gptmini.generation.streaming import generate_text as generate_text
+    from gptmini.generation.streaming import stream as stream
     from gptmini.model import GPT as GPT
     from gptmini.training.trainer import train as train
 
@@ -33,8 +34,9 @@ _MODULE_OF = {
     "load": "gptmini.checkpoint.store",
     "train": "gptmini.training.trainer",
     "generate": "gptmini.generation.generate",
-    "generate_text": "gptmini.generation.generate",
-    "stream": "gptmini.generation.generate",
+    "record_attention": "gptmini.generation.attention",
+    "generate_text": "gptmini.generation.streaming",
+    "stream": "gptmini.generation.streaming",
 }
 __all__ = sorted(_MODULE_OF)
 

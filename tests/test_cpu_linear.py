@@ -2,8 +2,10 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from gptmini.config import GPTConfig
+from gptmini.errors import UserError
 from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate
 from gptmini.generation.kv_cache import KVCache
@@ -62,7 +64,42 @@ def test_a_model_made_faster_can_be_called_outside_of_inference_mode():
     for weights in ("fp32", "bf16", "int8"):
         model = optimize_for_cpu(build(), weights)
         generate(model, tokens(1, 3), max_new_tokens=2)
-        assert not model(tokens(1, 1)).requires_grad
+        assert model(tokens(1, 1)).requires_grad == (weights == "fp32")
+        assert not model.training
+
+
+def test_float32_layers_train_save_and_copy_as_the_model_they_were_made_of():
+    plain, fast = build(), optimize_for_cpu(build())
+    assert fast.lm_head.weight is fast.token_embedding.weight
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    for model in (plain, fast):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            generate(model, tokens(1, 3), max_new_tokens=2)
+            optimizer.zero_grad()
+            F.cross_entropy(model(tokens(2, 9)).flatten(0, 1), tokens(2, 9).flatten()).backward()
+            optimizer.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, atol=1e-4, rtol=1e-4)
+    expected = generate(fast, tokens(1, 3), max_new_tokens=40, temperature=0)
+    copied = copy.deepcopy(fast)
+    plain.load_state_dict(fast.state_dict())
+    with torch.no_grad():
+        fast.lm_head.weight.zero_()
+    for model in (copied, plain):
+        assert torch.equal(generate(model, tokens(1, 3), max_new_tokens=40, temperature=0), expected)
+    assert not torch.equal(generate(fast, tokens(1, 3), max_new_tokens=40, temperature=0), expected)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_rounded_weights_are_neither_trained_nor_saved(weights):
+    model = optimize_for_cpu(build(), weights)
+    with pytest.raises(UserError, match="cannot be saved: load the model with precision"):
+        model.state_dict()
+    model.train()
+    with pytest.raises(UserError, match="cannot be trained: load the model with precision"):
+        model(tokens(1, 3))
+    assert generate(model, tokens(1, 3), max_new_tokens=2, seed=0).shape == (1, 5)
 
 
 def test_float32_layers_give_the_same_text():

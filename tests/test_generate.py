@@ -1,7 +1,6 @@
 """Generation against transformers token for token, the cache against no cache, and what users ask for."""
 
-import random
-
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +13,9 @@ from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.cpu_linear import optimize_for_cpu
-from gptmini.generation.generate import generate, generate_text, generate_tokens, stream, window_start
+from gptmini.generation.generate import generate, generate_by_definition, generate_tokens, window_start
 from gptmini.generation.sampling import Sampling
+from gptmini.generation.streaming import generate_text, stream
 from gptmini.model import GPT
 
 CONTEXT = 24
@@ -124,7 +124,7 @@ def test_cached_equals_uncached_far_past_the_context(model, sampler, length):
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_cached_equals_uncached_at_every_length_of_the_prompt(model, sampler):
     for length in range(1, CONTEXT + 1):
-        tokens = prompts(1, length, seed=length).expand(3, -1)  # copies draw with seeds of their own
+        tokens = prompts(1, length, seed=length).expand(3, -1)  # copies sample with seeds of their own
         cached = generate(model, tokens, max_new_tokens=12, **sampler)
         plain = generate(model, tokens, max_new_tokens=12, use_cache=False, **sampler)
         assert torch.equal(cached, plain)
@@ -145,7 +145,7 @@ def test_a_row_does_not_depend_on_what_else_is_in_the_batch(model):
     assert together == alone
 
 
-def test_copies_of_a_prompt_draw_apart_and_copy_k_has_the_text_of_seed_plus_k(model):
+def test_copies_of_a_prompt_sample_apart_and_copy_k_has_the_text_of_seed_plus_k(model):
     row, other = prompts(1, 4)[0].tolist(), prompts(1, 4, seed=1)[0].tolist()
     together = generate(model, [row, other, row, row], max_new_tokens=30, seed=9)
     alone = [generate(model, [row], max_new_tokens=30, seed=seed)[0] for seed in (9, 10, 11)]
@@ -154,17 +154,15 @@ def test_copies_of_a_prompt_draw_apart_and_copy_k_has_the_text_of_seed_plus_k(mo
     assert len({tuple(text) for text in together}) == 4
 
 
-def test_each_token_is_drawn_from_the_window_as_the_docstring_says(model):
-    """The definition, written out: no cache, no batch, one forward pass of the window for each token."""
-    text = prompts(1, 7)[0].tolist()
-    expected, uniform = list(text), random.Random(3)
-    for _ in range(3 * CONTEXT):
-        window = expected[window_start(len(expected), CONTEXT) :]
-        with torch.inference_mode():
-            logits = model(torch.tensor([window]))[0, -1] / 0.8
-        cumulative = logits.double().softmax(-1).cumsum(-1)
-        expected.append(int(torch.searchsorted(cumulative, uniform.random(), right=True)))
-    assert generate(model, [text], max_new_tokens=3 * CONTEXT, temperature=0.8, seed=3) == [expected]
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("length", [1, 7, CONTEXT])
+def test_the_engine_equals_the_definition_far_past_the_context(model, sampler, length):
+    tokens = prompts(3, length)
+    tokens[2] = tokens[0]  # a copy samples with a seed of its own
+    sampler = dict(sampler)
+    seed = sampler.pop("seed", None)
+    expected = generate_by_definition(model, tokens, 2 * CONTEXT, Sampling(**sampler), seed)
+    assert torch.equal(generate(model, tokens, max_new_tokens=2 * CONTEXT, seed=seed, **sampler), expected)
 
 
 def test_first_tokens_over_many_seeds_follow_the_models_distribution(model):
@@ -261,16 +259,50 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(model):
     )
 
 
-def test_generating_leaves_the_model_and_the_global_generator_alone(model):
-    model.train()
-    state = torch.get_rng_state()
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+def test_generating_leaves_modes_and_the_global_generator_alone(directory):
+    model = load_model(directory)[0].train()
+    model.blocks[1].mlp.dropout.eval()  # one part frozen, the rest training
+    before, state = modes(model), torch.get_rng_state()
     generate(model, prompts(1, 4), max_new_tokens=5, seed=1)
-    assert model.training
-    for _ in generate_tokens(model, [[1, 2]], Sampling(), max_new_tokens=5):
-        break
-    assert model.training
+    generate_by_definition(model, prompts(1, 4), 5, Sampling(), seed=1)
+    assert modes(model) == before
     assert torch.equal(torch.get_rng_state(), state)
-    model.eval()
+
+
+def test_a_generator_left_open_does_not_touch_the_mode(directory):
+    model = load_model(directory)[0].train()
+    first = generate_tokens(model, [[1, 2]], Sampling(), max_new_tokens=5, seed=1)
+    next(first)
+    assert all(modes(model))
+    second = generate_tokens(model, [[1, 2]], Sampling(), max_new_tokens=5, seed=1)
+    next(second)
+    model.eval()  # by the user, while both are open
+    next(first)
+    first.close()
+    assert not any(modes(model))
+    model.train()
+    second.close()
+    assert all(modes(model))
+
+
+def test_there_is_no_dropout_in_generated_text_of_a_training_model(directory):
+    model = load_model(directory)[0]
+    expected = generate(model, prompts(1, 4), max_new_tokens=20, temperature=0)
+    for block in model.blocks:
+        block.attn.dropout = block.mlp.dropout.p = 0.5
+    assert torch.equal(generate(model.train(), prompts(1, 4), max_new_tokens=20, temperature=0), expected)
+
+
+def test_a_failing_forward_pass_restores_the_mode(directory):
+    model = load_model(directory)[0].train()
+    model.blocks[2].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(model, prompts(1, 4), max_new_tokens=1)
+    assert all(modes(model))
 
 
 def test_shapes_and_the_prompt_come_back(model):
@@ -282,6 +314,93 @@ def test_shapes_and_the_prompt_come_back(model):
     assert torch.equal(gptmini.generate(model, tokens, max_new_tokens=0), tokens)
     assert generate(model, tokens[:0], max_new_tokens=3).shape == (0, 4)
     assert generate(model, [], max_new_tokens=3) == []
+
+
+def test_one_text_needs_no_batch_around_it(model):
+    tokens = prompts(1, 4)
+    expected = generate(model, tokens, max_new_tokens=6, seed=0)[0]
+    assert torch.equal(generate(model, tokens[0], max_new_tokens=6, seed=0), expected)
+    assert generate(model, tokens[0].tolist(), max_new_tokens=6, seed=0) == expected.tolist()
+
+
+def test_numpys_integers_are_integers(model):
+    plain = generate(model, [[1, 2]], max_new_tokens=9, seed=3, stop_token=7, top_k=5)
+    rows = [list(np.array([1, 2]))]
+    options = {"max_new_tokens": np.int64(9), "seed": np.uint32(3), "stop_token": np.int16(7)}
+    result = generate(model, rows, top_k=np.int64(5), **options)
+    assert result == plain
+    assert all(type(token) is int for token in result[0])
+
+
+def test_a_wrapped_model_generates_as_the_one_inside(model, tokenizer):
+    expected = generate(model, prompts(1, 4), max_new_tokens=6, seed=0, stop_token=7)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for wrapped in (torch.nn.DataParallel(model), torch.nn.parallel.DistributedDataParallel(model)):
+            got = generate(wrapped, prompts(1, 4), max_new_tokens=6, seed=0, stop_token=7)
+            assert torch.equal(got, expected)
+            assert "".join(
+                stream(wrapped, tokenizer, "a" * 50, max_new_tokens=3, truncate_prompt=True, seed=0)
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_logits_hook_sees_the_texts_and_decides_what_can_be_sampled(model, tokenizer):
+    seen = []
+
+    def only_a_or_b(logits, rows):
+        seen.append([list(row) for row in rows])
+        mask = torch.ones(logits.shape[-1], dtype=torch.bool)
+        mask[[97, 98]] = False
+        return logits.masked_fill(mask, -torch.inf)
+
+    rows = [[1, 2], [3]]
+    result = generate(model, rows, max_new_tokens=5, seed=0, logits_hook=only_a_or_b)
+    assert seen[0] == rows
+    assert seen[-1] == [text[:-1] for text in result]
+    assert {token for text, row in zip(result, rows, strict=True) for token in text[len(row) :]} == {97, 98}
+    (text,) = generate_text(model, tokenizer, "x", max_new_tokens=9, seed=0, logits_hook=only_a_or_b)
+    assert set(text[1:]) <= {"a", "b"}
+    assert (
+        "x" + "".join(stream(model, tokenizer, "x", max_new_tokens=9, seed=0, logits_hook=only_a_or_b))
+        == text
+    )
+
+
+def test_a_hook_that_works_in_place_leaves_the_log_probabilities_those_of_the_model(model):
+    def favour_nine(logits, rows):
+        logits[:, 9] += 1e4
+        return logits
+
+    text, (scores,) = generate(
+        model, [[1, 2]], max_new_tokens=1, logits_hook=favour_nine, log_probabilities=True, temperature=0
+    )
+    assert text == [[1, 2, 9]]
+    with torch.inference_mode():
+        assert scores == [pytest.approx(model(torch.tensor([[1, 2]]))[0, -1].log_softmax(-1)[9].item())]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (lambda logits, rows: logits.fill_(-torch.inf), "left no token to sample"),
+        (lambda logits, rows: logits.fill_(torch.nan), "gave NaN"),
+        (lambda logits, rows: None, r"must return logits \(1, 257\), not <class 'NoneType'>"),
+        (lambda logits, rows: logits[0], r"must return logits \(1, 257\)"),
+    ],
+)
+def test_a_hook_that_leaves_nothing_to_sample_is_one_line(model, hook, message, temperature):
+    with pytest.raises(UserError, match=message):
+        generate(model, [[1, 2]], max_new_tokens=1, logits_hook=hook, temperature=temperature)
+
+
+def test_a_hook_does_not_hide_a_damaged_model(directory):
+    model = load_model(directory)[0]
+    model.ln_f.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="no finite logits"):
+        generate(model, [[1]], max_new_tokens=1, logits_hook=lambda logits, rows: torch.zeros_like(logits))
 
 
 def test_windows_jump_by_half_a_context():
@@ -404,8 +523,9 @@ def test_impossible_options_are_one_clean_line(model, options, message):
 
 
 def test_empty_prompts_and_foreign_ids_are_refused(model):
-    with pytest.raises(UserError, match="holds no tokens"):
-        generate(model, [[]], max_new_tokens=1)
+    for empty in ([[]], torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
+        with pytest.raises(UserError, match="holds no tokens: start from end of text"):
+            generate(model, empty, max_new_tokens=1)
     with pytest.raises(UserError, match="token id 257 is outside the model's vocabulary of 257"):
         generate(model, [[257]], max_new_tokens=1)
 
@@ -413,8 +533,8 @@ def test_empty_prompts_and_foreign_ids_are_refused(model):
 @pytest.mark.parametrize(
     "tokens",
     [
-        torch.tensor([1, 2]), torch.tensor([[1.0, 2.0]]), torch.tensor([[True]]), "text", ["text"], [1, 2],
-        ((1, 2),), [[1.5]], [torch.tensor([1, 2])],
+        torch.tensor([[[1, 2]]]), torch.tensor([[1.0, 2.0]]), torch.tensor([[True]]), "text", ["text"],
+        [True], ((1, 2),), [[1.5]], [torch.tensor([1, 2])],
     ],
 )  # fmt: skip
 def test_what_is_no_batch_of_ids_is_refused(model, tokens):

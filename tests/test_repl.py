@@ -16,9 +16,9 @@ from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
-from gptmini.generation.generate import generate_text
 from gptmini.generation.repl import Session, visible
 from gptmini.generation.sampling import SamplingOptions
+from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
 
 

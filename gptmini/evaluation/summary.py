@@ -15,7 +15,7 @@ from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_share, longest_shared_run, text_blocks
 from gptmini.evaluation.window_losses import Window, WindowLosses, evaluate_windows
 from gptmini.generation.cpu_linear import optimize_for_cpu
-from gptmini.generation.generate import generate_text
+from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
 from gptmini.training.runtime import start_runtime
 

@@ -1,24 +1,17 @@
-"""Linear layers for generating on a CPU, where writing a token means reading every weight once.
+"""Linear layers for generating on a CPU, where one token takes as long as reading every weight once.
 
-A processor multiplies faster than its memory delivers, so a token takes as long as the weights take to
-arrive. Two things help: every core reading its own share, in the order in which it lies in memory, and fewer
-bytes to read.
+Two things help: every core reading its own part of a weight, and fewer bytes to read.
 
     fp32   the same weights
     bf16   half the bytes
-    int8   a quarter: 8-bit steps, with a scale and an offset for each row of each share
+    int8   a quarter: 8-bit steps, with a scale and an offset for each row of each part
 
 Biases, embeddings and everything between the layers stay float32.
-
-The kernels for matrix products are made for many tokens, and read small weights slowly for one. PyTorch has
-two that do not: a matrix times a vector in bfloat16, and, because a product of x is a weighted sum of the
-weight's rows, y = x[0] W[0] + x[1] W[1] + ..., the sum of table rows that `embedding_bag` computes. It widens
-int8 as it reads, on any processor.
 """
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,101 +21,100 @@ from gptmini.errors import UserError
 from gptmini.model import GPT, CausalSelfAttention, sdpa
 
 Weights = Literal["fp32", "bf16", "int8"]
-MAX_GEMV_ROWS = (
-    8  # rows up to which reading small weights for each row costs less than widening them once for all
-)
+MAX_GEMV_ROWS = 8  # up to here, reading small weights once per row costs less than widening them once for all
 
 
 def optimize_for_cpu(model: GPT, weights: Weights = "fp32") -> GPT:
     """Make `model` generate faster, by the linear layers below on a CPU; returns the model.
 
-    With fp32 its logits stay equal to about 1e-6; the others round its weights. On a CPU it is for generating
-    from then on, and can no longer be trained or saved. On other devices fp32 changes nothing, bf16 converts
-    the whole model, and int8 raises UserError.
+    With fp32 it keeps its parameters, can be trained and saved as before, and its logits stay equal to about
+    1e-6. The others round its weights: it is then for generating only. On other devices fp32 changes nothing,
+    bf16 converts the whole model, and int8 raises UserError.
     """
     device = model.position_embedding.weight.device.type
     if device != "cpu" and weights == "int8":
         raise UserError(f"int8 weights are for the CPU, but the model is on {device}: use bf16")
     if device != "cpu":
         return model.bfloat16() if weights == "bf16" else model
-    layers = {"fp32": FloatLinear, "bf16": BF16Linear, "int8": Int8Linear}
+    layers = {"fp32": PartitionedLinear, "bf16": BF16Linear, "int8": Int8Linear}
     for parent in list(model.modules()):
         if isinstance(parent, CausalSelfAttention):
             parent.attend = sdpa  # one kernel for a new token instead of five
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
-                setattr(parent, name, layers[weights](child))
-    return model.requires_grad_(False)
+                setattr(parent, name, layers[weights](child).train(child.training))
+    return model if weights == "fp32" else model.requires_grad_(False)
 
 
-class PartitionedLinear(nn.Module, ABC):
-    """nn.Linear with its outputs divided into parts, each with a weight (in, out / parts) of its own.
+def _parts(out_features: int, at_least: int) -> int:
+    """Into how many equal parts to divide the outputs of a layer: as few as keep all threads busy."""
+    return next((n for n in range(at_least, 128) if out_features % n == 0), 1)
+
+
+class PartitionedLinear(nn.Module):
+    """nn.Linear, with its parameters, that lets every core read a part of the weight.
 
     A single product of few tokens runs on one core in some of the libraries that PyTorch calls, and one core
-    does not keep the memory busy.
+    does not keep the memory busy; a batch of products is shared out.
     """
-
-    parts_per_thread = 1
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.bias: Tensor | None = linear.bias
-        numbers = range(self.parts_per_thread * torch.get_num_threads(), 128)
-        self.parts = next((n for n in numbers if linear.out_features % n == 0), 1)
-        weight = linear.weight.detach().view(self.parts, -1, linear.in_features)
-        self._store(weight.transpose(1, 2).contiguous())  # (parts, in, out / parts)
-
-    @abstractmethod
-    def _store(self, weight: Tensor) -> None:
-        """Keep a weight (parts, in, out / parts), rounded or not."""
-
-    @abstractmethod
-    def _multiply(self, rows: Tensor) -> Tensor:
-        """Rows (N, in) times every part of the weight: (parts, N, out / parts), or the same flattened."""
+        self.weight, self.bias = linear.weight, linear.bias  # (out, in), (out,)
+        self.parts = _parts(linear.out_features, torch.get_num_threads())
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out)."""
-        rows = x.reshape(-1, x.shape[-1])
-        y = self._multiply(rows).view(self.parts, len(rows), -1)
-        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
-        return y.float() if self.bias is None else y + self.bias  # float32, as the bias is
+        if torch.is_grad_enabled():  # training
+            return F.linear(x, self.weight, self.bias)
+        columns = x.reshape(-1, x.shape[-1]).T  # (in, N)
+        weight = self.weight.view(self.parts, -1, len(columns))  # (parts, out / parts, in)
+        y = torch.bmm(weight, columns.expand(self.parts, -1, -1))  # (parts, out / parts, N)
+        y = y.flatten(0, 1).T.reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
 
 
-class FloatLinear(PartitionedLinear):
-    """float32 weights."""
+class RoundedLinear(nn.Module, ABC):
+    """A linear layer whose weight has been rounded: for generating only."""
 
-    def _store(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = linear.bias
 
-    def _multiply(self, rows: Tensor) -> Tensor:
-        return torch.bmm(rows.expand(self.parts, -1, -1), self.weight)
+    @abstractmethod
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Rows (N, in) times the weight, (N, out), in any floating format."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., in) to (.., out), float32."""
+        if self.training:
+            raise UserError('rounded weights cannot be trained: load the model with precision="fp32"')
+        y = self.multiply(x.reshape(-1, x.shape[-1])).float().reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        raise UserError('rounded weights cannot be saved: load the model with precision="fp32"')
 
 
-class BF16Linear(nn.Module):
+class BF16Linear(RoundedLinear):
     """bfloat16 weights; inputs are rounded to bfloat16 too, sums are kept in float32."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.bias: Tensor | None = linear.bias
+        super().__init__(linear)
         self.weight = linear.weight.detach().bfloat16()  # (out, in)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(.., in) to (.., out)."""
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+    def multiply(self, rows: Tensor) -> Tensor:
+        """By the kernel that is fastest for this number of rows on this processor."""
+        rows = rows.bfloat16()
         in_hardware = torch.cpu._is_avx512_bf16_supported()
-        if len(rows) == 1:
-            y = multiply(self.weight, rows[0])
-        elif len(rows) <= MAX_GEMV_ROWS and not in_hardware:
-            y = torch.stack([multiply(self.weight, row) for row in rows])
-        elif in_hardware:
-            y = F.linear(rows, self.weight)
-        else:
-            y = F.linear(rows.float(), self.weight.float())
-        y = y.float().view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias  # float32, as the bias is
+        if len(rows) == 1 or (len(rows) <= MAX_GEMV_ROWS and not in_hardware):
+            return torch.stack([_gemv(self.weight, row) for row in rows])
+        if in_hardware:
+            return F.linear(rows, self.weight)
+        return F.linear(rows.float(), self.weight.float())
 
 
-def multiply(weight: Tensor, row: Tensor) -> Tensor:
+def _gemv(weight: Tensor, row: Tensor) -> Tensor:
     """weight (out, in) times row (in,), both bfloat16, by PyTorch's own kernel instead of oneDNN's.
 
     It reads the weight in the order in which it lies in memory, at up to twice the speed.
@@ -136,27 +128,36 @@ def multiply(weight: Tensor, row: Tensor) -> Tensor:
         torch.backends.mkldnn.enabled = onednn
 
 
-class Int8Linear(PartitionedLinear):
-    """Weights rounded to 256 steps between the least and the greatest of a row of a part."""
+class Int8Linear(RoundedLinear):
+    """Weights rounded to 256 steps between the least and the greatest of a row of a part.
 
-    parts_per_thread = 2
+    A product of x is a weighted sum of rows, y = x[0] W[0] + x[1] W[1] + ...: the sum of table rows that
+    `embedding_bag` computes, and its kernel widens int8 as it reads, on any processor.
+    """
 
-    def _store(self, weight: Tensor) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.parts = _parts(linear.out_features, 2 * torch.get_num_threads())
+        weight = linear.weight.detach().view(self.parts, -1, linear.in_features)
+        weight = weight.transpose(1, 2).contiguous()  # (parts, in, out / parts)
         self.shape = weight.shape
         # each row: its steps, one byte each, then scale and offset, a float32 each
         self.table = torch.ops.quantized.embedding_bag_byte_prepack(weight.flatten(0, 1))
 
-    def _multiply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Few rows by weighted sums of the table, many by widening it."""
         if len(rows) > MAX_GEMV_ROWS:
             weight = torch.ops.quantized.embedding_bag_byte_unpack(self.table).view(self.shape)
-            return torch.bmm(rows.expand(self.parts, -1, -1), weight)
-        indices = bags(self.parts, *rows.shape)
-        return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-            self.table,
-            indices.flatten(),
-            torch.arange(0, indices.numel(), rows.shape[1], dtype=torch.int32),
-            per_sample_weights=rows.expand(self.parts, -1, -1).reshape(-1),
-        )
+            y = torch.bmm(rows.expand(self.parts, -1, -1), weight)  # (parts, N, out / parts)
+        else:
+            indices = bags(self.parts, *rows.shape)
+            y = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+                self.table,
+                indices.flatten(),
+                torch.arange(0, indices.numel(), rows.shape[1], dtype=torch.int32),
+                per_sample_weights=rows.expand(self.parts, -1, -1).reshape(-1),
+            ).view(self.parts, len(rows), -1)
+        return y.transpose(0, 1).flatten(1)  # (N, out)
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,9 @@ Rows of a batch may differ in length, without padding: each key is stored at its
 shorter row has nothing yet where a longer one continues, and its row of the mask hides what lies there.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -78,3 +81,33 @@ class KVCache:
         part.keys = [k[rows] for k in self.keys]
         part.values = [v[rows] for v in self.values]
         return part
+
+
+def last_hidden_states(model: GPT, windows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
+    """The residual stream (B, C) at the last token of each window, where the next logits come from."""
+    device = model.position_embedding.weight.device
+    if cache is None:
+        parts = [torch.tensor(windows[a:b], device=device) for a, b in _runs(windows)]
+        return torch.cat([model.hidden_states(part)[:, -1] for part in parts])
+    # Fill the cache for rows of which it holds anything but the window without its last token: at the start,
+    # and where the window has jumped.
+    for a, b in _runs(windows):
+        past = len(windows[a]) - 1
+        if cache.lengths[a:b] != [past] * (b - a):
+            part = cache.rows(a, b)
+            if past:
+                model.hidden_states(torch.tensor(windows[a:b], device=device)[:, :-1], part)
+            cache.lengths[a:b] = part.lengths
+    # Then one new token for each row, whatever the lengths.
+    last = torch.tensor([[window[-1]] for window in windows], device=device)  # (B, 1)
+    return model.hidden_states(last, cache)[:, -1]
+
+
+def _runs(windows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Neighbouring windows of equal length, as (start, stop): they go through the model together."""
+    runs, start = [], 0
+    for _, group in groupby(windows, len):
+        stop = start + len(list(group))
+        runs.append((start, stop))
+        start = stop
+    return runs

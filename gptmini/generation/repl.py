@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
-from gptmini.generation.generate import encode_prompt, generate_tokens
+from gptmini.generation.generate import generate_tokens
+from gptmini.generation.prompts import encode_prompt
 from gptmini.generation.sampling import SamplingOptions, build_sampling
 from gptmini.generation.streaming import StreamDecoder
 from gptmini.model import GPT
@@ -19,7 +20,7 @@ from gptmini.schema import format_value, validate
 from gptmini.yaml_io import parse_yaml
 
 HELP = """\
-Type the beginning of a text; the model goes on. Enter alone lets it write more.
+Type the beginning of a text; the model continues it. Enter alone lets it write more.
 Ctrl-C stops the text, Ctrl-D ends the session.
 
 /clear              forget the text so far
@@ -32,7 +33,7 @@ Ctrl-C stops the text, Ctrl-D ends the session.
 
 
 class Session:
-    """The text so far, and how to go on from it."""
+    """The text so far, and how it is continued."""
 
     def __init__(
         self,
@@ -46,17 +47,17 @@ class Session:
         write: Callable[[str], object] = lambda text: print(text, end="", flush=True),
         **sampling: float | None,
     ) -> None:
-        """`text` is what to begin with. When the model goes on for the n-th time it draws with seed + n."""
+        """`text` is what to begin with. The n-th continuation samples with seed + n, from 0."""
         self.model, self.tokenizer, self.text = model, tokenizer, text
         self.max_new_tokens, self.seed, self.stop = max_new_tokens, seed, stop
         self.options = validate(SamplingOptions, sampling, "sampling")
         self.write = write
         self.keep = True
         self.show_speed = False
-        self.turns = 0
+        self.continuations = 0
 
     def run(self, read: Callable[[str], str] = input) -> None:
-        """Answer lines until there are no more: Ctrl-D, /quit or the end of standard input."""
+        """Answer lines until Ctrl-D, /quit or the end of standard input."""
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  # gives `input` line editing and a history
         self.write(f"/help lists the commands.\n{visible(self.text)}")
@@ -75,21 +76,21 @@ class Session:
                 return
 
     def answer(self, line: str) -> None:
-        """Do what a line says: a command, or text to go on from."""
+        """Run a command, or continue the text that a line gives."""
         if line.startswith("/") and not line.startswith("//"):
             self.command(*line[1:].split())
             return
         line = line[1:] if line.startswith("//") else line
         if line:
             self.text = f"{self.text}\n{line}" if self.keep and self.text else line
-        self.go_on()
+        self.continue_text()
 
-    def go_on(self) -> None:
-        """Write the text that follows, until it ends by itself or by Ctrl-C."""
+    def continue_text(self) -> None:
+        """Generate until the text ends by itself or by Ctrl-C."""
         ids = encode_prompt(self.model, self.tokenizer, self.text, truncate=True)
         text = StreamDecoder(self.tokenizer, self.stop)
-        seed = None if self.seed is None else self.seed + self.turns
-        self.turns += 1
+        seed = None if self.seed is None else self.seed + self.continuations
+        self.continuations += 1
         count, started = 0, time.perf_counter()
         try:
             for _ in generate_tokens(
@@ -110,21 +111,21 @@ class Session:
                 self.write(f"[{count} tokens after {len(ids)}, {count / seconds:.1f} tokens/s]\n")
 
     def show(self, piece: str) -> None:
-        """Join a piece to the text and to the screen."""
+        """Append a piece to the text and write it to the screen."""
         self.text += piece
         self.write(visible(piece))
 
-    def command(self, name: str = "", *words: str) -> None:
-        """Do a slash command."""
-        match name, words:
+    def command(self, name: str = "", *args: str) -> None:
+        """Run a slash command."""
+        match name, args:
             case "help", ():
                 self.write(f"{HELP}\n")
             case "clear", ():
                 self.text = ""
             case "keep", ("on" | "off",):
-                self.keep = words[0] == "on"
+                self.keep = args[0] == "on"
             case "speed", ("on" | "off",):
-                self.show_speed = words[0] == "on"
+                self.show_speed = args[0] == "on"
             case "options", ():
                 for key, value in self.options.model_dump().items():
                     self.write(f"{key} = {format_value(value)}\n")
@@ -132,7 +133,7 @@ class Session:
                 changed = {**self.options.model_dump(), key.replace("-", "_"): parse_yaml(value)}
                 self.options = validate(SamplingOptions, changed, "/set")
             case _:
-                raise UserError(f"no such command: /{' '.join((name, *words))}; /help lists them")
+                raise UserError(f"no such command: /{' '.join((name, *args))}; /help lists them")
 
 
 def visible(text: str) -> str:

@@ -1,19 +1,24 @@
 """From logits to the next token: small functions of the logits, in a fixed order.
 
-Each function takes logits (B, V) and returns logits (B, V) in which some are changed or closed with -inf.
+Each function takes logits (B, V) and returns logits (B, V) in which some are changed, or masked out: -inf.
 They are defined as transformers defines its logits processors, and applied in the same order.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import Field
 
+from gptmini.errors import UserError
 from gptmini.schema import Section, validate
 
 if TYPE_CHECKING:  # the command line reads the options below before torch is loaded
     from torch import Tensor
+
+LogitsHook: TypeAlias = Callable[["Tensor", Sequence[Sequence[int]]], "Tensor"]
 
 
 class SamplingOptions(Section):
@@ -50,13 +55,13 @@ class Sampling(SamplingOptions):
         return self.temperature < 1e-5
 
     def filter(self, logits: "Tensor", rows: Sequence[Sequence[int]]) -> "Tensor":
-        """The logits (B, V) that are left to choose from; `rows` are the B texts so far, in tokens."""
+        """The logits (B, V) that are left to sample from; `rows` are the B texts so far, in token ids."""
         if self.no_repeat_token is not None:
             logits = forbid_repeat(logits, rows, self.no_repeat_token)
         if self.repetition_penalty != 1.0:
             logits = penalize_repetition(logits, rows, self.repetition_penalty)
         if self.greedy:
-            return logits  # the options below never close the likeliest token
+            return logits  # the options below never mask out the likeliest token
         logits = logits / self.temperature
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
@@ -66,19 +71,46 @@ class Sampling(SamplingOptions):
             logits = keep_min_p(logits, self.min_p)
         return logits
 
-    def choose(self, logits: "Tensor", rows: Sequence[Sequence[int]], uniforms: Sequence[float]) -> "Tensor":
-        """Token ids (B,) for logits (B, V); row b is decided by draws[b], uniform in [0, 1)."""
+    def choose(
+        self,
+        logits: "Tensor",
+        rows: Sequence[Sequence[int]],
+        uniforms: Sequence[float],
+        hook: LogitsHook | None = None,
+    ) -> "Tensor":
+        """Token ids (B,) for logits (B, V); row b is decided by uniforms[b], in [0, 1)."""
+        if hook is not None:
+            given = hook(logits.clone(), rows)
+            if getattr(given, "shape", None) != logits.shape:
+                raise UserError(f"logits_hook must return logits {tuple(logits.shape)}, not {type(given)}")
+            logits = given
         logits = self.filter(logits, rows)
+        if hook is not None and not logits.amax(dim=-1).isfinite().all():
+            raise UserError("logits_hook left no token to sample, or gave NaN: each row needs a finite logit")
         return logits.argmax(dim=-1) if self.greedy else sample(logits, uniforms)
 
 
 def build_sampling(**options: float | None) -> Sampling:
     """`Sampling(**options)`; raises UserError, one line, where an option is unknown or out of range."""
-    return validate(Sampling, options, "sampling")
+    plain = {name: getattr(value, "item", lambda value=value: value)() for name, value in options.items()}
+    return validate(Sampling, plain, "sampling")
+
+
+def row_generators(rows: Sequence[Sequence[int]], seed: int | None) -> list[random.Random]:
+    """A random generator per row, seeded with seed + k for the k-th copy of a prompt.
+
+    They are Python's, whose numbers are the same on every device and in every version.
+    """
+    copies: Counter[tuple[int, ...]] = Counter()
+    generators = []
+    for row in map(tuple, rows):
+        generators.append(random.Random(None if seed is None else seed + copies[row]))
+        copies[row] += 1
+    return generators
 
 
 def forbid_repeat(logits: "Tensor", rows: Sequence[Sequence[int]], token: int) -> "Tensor":
-    """Close `token` in the rows that end with it.
+    """Mask out `token` in the rows that end with it.
 
     >>> import torch
     >>> forbid_repeat(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), [[0, 1], [1, 0]], 0)
@@ -108,7 +140,7 @@ def penalize_repetition(logits: "Tensor", rows: Sequence[Sequence[int]], penalty
 
 
 def keep_top_k(logits: "Tensor", k: int) -> "Tensor":
-    """Close all but the k largest logits (and any that equal the smallest of them).
+    """Mask out all but the k largest logits (and any that equal the smallest of them).
 
     >>> import torch
     >>> keep_top_k(torch.tensor([[1.0, 3.0, 2.0]]), 2)
@@ -119,7 +151,7 @@ def keep_top_k(logits: "Tensor", k: int) -> "Tensor":
 
 
 def keep_top_p(logits: "Tensor", p: float) -> "Tensor":
-    """Close the tail: keep the likeliest tokens, as few as have probability p together.
+    """Mask out the tail: keep the likeliest tokens, as few as have probability p together.
 
     >>> import torch
     >>> keep_top_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.7).exp()
@@ -137,7 +169,7 @@ def keep_top_p(logits: "Tensor", p: float) -> "Tensor":
 
 
 def keep_min_p(logits: "Tensor", p: float) -> "Tensor":
-    """Close every token less than p times as likely as the likeliest one.
+    """Mask out every token less than p times as likely as the likeliest one.
 
     >>> import torch
     >>> keep_min_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.4).exp()
@@ -148,7 +180,7 @@ def keep_min_p(logits: "Tensor", p: float) -> "Tensor":
 
 
 def sample(logits: "Tensor", uniforms: Sequence[float]) -> "Tensor":
-    """Sample softmax(logits) by inverting its cumulative sum at `draws`, B numbers, uniform in [0, 1).
+    """Sample softmax(logits) by inverting its cumulative sum at `uniforms`, B numbers in [0, 1).
 
     One number decides one row, so a row's token does not depend on what else is in the batch.
 

@@ -19,7 +19,7 @@ from gptmini.data.token_files import TokenData
 from gptmini.distributed.context import full_tensor, join_process_group
 from gptmini.distributed.fsdp import checkpoint_activations
 from gptmini.errors import Stopped, UserError
-from gptmini.generation.generate import generate_text
+from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
 from gptmini.schema import validate
 from gptmini.training.estimate import estimate, micro_batch_size_per_rank
