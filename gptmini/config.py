@@ -3,16 +3,28 @@
 Nothing here imports torch, so `--help` and every config error answer at once.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from gptmini.schema import Section, format_value, validate
 from gptmini.yaml_io import dump_yaml, read_yaml
 
-PathText = Annotated[str, Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"})]
+
+def expand_home(path: str) -> str:
+    """A path in which `~` or `~/...` stands for the home folder, as in a shell."""
+    return os.path.expanduser(path) if re.match(r"~([/\\]|$)", path) else path
+
+
+PathText = Annotated[
+    str,
+    Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"}),
+    AfterValidator(expand_home),  # here and nowhere else, for every path in a file or an option
+]
 Device = (
     Literal["auto", "cpu", "cuda", "mps"]
     | Annotated[str, Field(pattern=r"^cuda:[0-9]{1,3}$", examples=["cuda:0"])]
@@ -256,7 +268,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 
     Raises UserError, one line naming file, key, value and rule, for whatever is wrong in it.
     """
-    values = {} if path is None else read_yaml(path)
+    values = {} if path is None else read_yaml(expand_home(str(path)))
     for dotted, value in (overrides or {}).items():
         section, _, key = dotted.rpartition(".")
         group = values.setdefault(section, {}) if section else values

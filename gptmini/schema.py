@@ -5,21 +5,43 @@ What a key takes is read from the JSON schema that pydantic makes, so a rule is 
 
 import difflib
 import json
+import numbers
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic._internal._model_construction import ModelMetaclass  # pydantic has no public name for it
 
 from gptmini.errors import UserError
 
 
-class Section(BaseModel):
-    """A group of keys: frozen, no unknown keys, no silent conversions."""
+class _OneLineErrors(ModelMetaclass):
+    """Makes `GPTConfig(n_layers=3)` in Python fail like a config file does; `model_validate` stays raw."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise UserError(explain(error, cls, cls.__name__)) from None  # type: ignore[arg-type]
+
+
+class Section(BaseModel, metaclass=_OneLineErrors):
+    """A group of keys: frozen, no unknown keys, no silent conversions.
+
+    Raises UserError, as `explain` words it, when it is built with a wrong key or value.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_python(cls, values: Any) -> Any:
+        """numpy's numbers and Path objects as the plain numbers and texts that the keys take."""
+        return {key: _plain(value) for key, value in values.items()} if isinstance(values, dict) else values
 
 
 S = TypeVar("S", bound=Section)
@@ -43,7 +65,8 @@ def explain(
     details = error.errors(include_url=False)
     first = details[0]
     location = first["loc"]
-    too_short = first["type"] == "missing" and isinstance(location[-1], int)  # the problem is the list's
+    # A missing item of a list is a mistake in the list.
+    too_short = first["type"] == "missing" and isinstance(location[-1], int)
     key, node = _find(schema, location[:-1] if too_short else location)
     others = len({_find(schema, detail["loc"])[0].partition("[")[0] for detail in details}) - 1
     more = f" (and {others} more)" if others else ""
@@ -113,18 +136,6 @@ def accepts_text(node: Mapping[str, Any]) -> bool:
     )
 
 
-def accepts_list(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes a list, so that it is followed by several words on the command line."""
-    return node.get("type") == "array" or any(map(accepts_list, node.get("anyOf", ())))
-
-
-def accepts_one(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes a single value rather than only a list."""
-    if "anyOf" in node:
-        return any(accepts_one(member) for member in node["anyOf"] if member.get("type") != "null")
-    return node.get("type") != "array"
-
-
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to a mistyped one, or nothing.
 
@@ -157,6 +168,23 @@ def format_value(value: Any) -> str:
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 _short.maxlevel = 2  # aliases can make a small file a value without end
+
+
+def _plain(value: Any) -> Any:
+    """A value from Python, or a list of them, as YAML would give it."""
+    if type(value) in (list, tuple):  # one level, as no key takes more; aliases can make lists without end
+        return type(value)(map(_plain_scalar, value))
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, numbers.Integral):  # numpy.int64 is one
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value  # numpy.float32
 
 
 def _unknown(key: str, schema: type[Section]) -> str:

@@ -1,14 +1,25 @@
 """The config: how YAML is read, what the schema refuses, and that every refusal is one line."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from gptmini.config import Config, ModelConfig, dump_config, load_config
+from gptmini.config import (
+    Config,
+    DataConfig,
+    GPTConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    dump_config,
+    load_config,
+)
 from gptmini.errors import UserError
 from gptmini.schema import Section, describe_type, explain, flatten_schema, validate
 from gptmini.yaml_io import parse_yaml
@@ -308,6 +319,57 @@ def test_a_text_that_looks_like_something_else_is_dumped_as_text(word, tmp_path)
     config = validate(Config, {"data": {"corpus": [word, "\U0001f600"]}, "train": {"out_dir": word}}, "here")
     (tmp_path / "c.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GPTConfig(n_layers=3), "GPTConfig: unknown key n_layers; did you mean n_layer?"),
+        (lambda: Config(trian={}), "Config: unknown key trian; did you mean train?"),
+        (
+            lambda: Config(train={"max_stesp": 1}),
+            "Config: unknown key train.max_stesp; did you mean train.max_",
+        ),
+        (lambda: ModelConfig(n_embd=7, n_head=2), "ModelConfig: n_embd = 7 must be a multiple of n_head = 2"),
+        (lambda: TrainConfig(max_steps=0), "TrainConfig: max_steps = 0: needs a whole number of at least 1"),
+        (lambda: Config(train={"seed": "x"}), "Config: train.seed = 'x': needs a whole number of at least 0"),
+        (lambda: _Outer(), "_Outer: files is missing"),
+    ],
+)
+def test_a_section_built_in_python_fails_in_one_line_like_a_file(build, message):
+    with pytest.raises(UserError) as error:
+        build()
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_and_paths_are_taken(tmp_path):
+    config = Config(
+        model={"n_layer": np.int64(3), "dropout": np.float32(0.5)},
+        optim=OptimConfig(betas=(np.float64(0.5), np.float16(0.25))),
+        data=DataConfig(corpus=[tmp_path, "x"]),
+        train=TrainConfig(out_dir=tmp_path / "run", seed=np.uint8(7)),
+    )
+    assert (config.model.n_layer, config.model.dropout, config.optim.betas) == (3, 0.5, (0.5, 0.25))
+    assert (config.data.corpus, config.train.out_dir) == ((str(tmp_path), "x"), f"{tmp_path}/run")
+    assert [type(value) for value in (config.model.n_layer, config.model.dropout)] == [int, float]
+    (tmp_path / "c.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "c.yaml") == config
+    with pytest.raises(UserError, match=r"n_layer = 0\.5: needs a whole number"):
+        ModelConfig(n_layer=np.float32(0.5))
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text(
+        "{data: {corpus: [~/a, ~b, c~/d]}, train: {out_dir: ~/run, init_from: '~'}, tokenizer: {folder: ~/t}}"
+    )
+    config = load_config("~/c.yaml", {"data.val_corpus": "~/v"})
+    assert config.data.corpus == (f"{tmp_path}/a", "~b", "c~/d")
+    assert config.data.val_corpus == f"{tmp_path}/v"
+    assert (config.train.out_dir, config.train.init_from) == (f"{tmp_path}/run", str(tmp_path))
+    assert config.tokenizer.folder == f"{tmp_path}/t"
+    assert TrainConfig(out_dir=Path("~/run")).out_dir == f"{tmp_path}/run"
 
 
 def test_explain_names_the_source_where_the_mistake_has_no_key():

@@ -48,7 +48,7 @@ def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, number_format: Num
     try:
         import gguf
     except ImportError:
-        raise UserError("the package gguf is not installed: pip install 'gptmini[gguf]'") from None
+        raise UserError("the package gguf is not installed: pip install gguf") from None
     if path.exists():
         raise UserError(f"{path}: exists already; choose another --output")
     if tokenizer.kind == "chars":

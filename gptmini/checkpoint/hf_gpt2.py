@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from gptmini.checkpoint.manifest import FORMAT_VERSION, check_format_version
 from gptmini.checkpoint.safetensors_io import printable
 from gptmini.config import Attention, GPTConfig
 from gptmini.errors import UserError
-from gptmini.schema import Section, explain
+from gptmini.schema import Section, validate
 
 _GPT2_NAMES = {"token_embedding": "wte", "position_embedding": "wpe", "blocks": "h", "ln_f": "ln_f"}
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -156,20 +156,18 @@ def config_from_gpt2(values: Mapping[str, Any]) -> GPTConfig:
     """
     if isinstance(ours := values.get("gptmini"), dict):
         check_format_version(ours, "config.json")
-    try:
-        found = _GPT2Config.model_validate(values)
-        config = GPTConfig(
-            n_layer=found.n_layer,
-            n_head=found.n_head,
-            n_embd=found.n_embd,
-            context_length=found.n_positions,
-            vocab_size=found.vocab_size,
-            dropout=found.resid_pdrop,
-            bias=found.gptmini.bias,
-            attention=found.gptmini.attention,
-        )
-    except ValidationError as error:
-        raise UserError(explain(error, _GPT2Config, "config.json")) from None
+    found = validate(_GPT2Config, values, "config.json")
+    shape = {
+        "n_layer": found.n_layer,
+        "n_head": found.n_head,
+        "n_embd": found.n_embd,
+        "context_length": found.n_positions,
+        "vocab_size": found.vocab_size,
+        "dropout": found.resid_pdrop,
+        "bias": found.gptmini.bias,
+        "attention": found.gptmini.attention,
+    }
+    config = validate(GPTConfig, shape, "config.json")
     if found.n_inner not in (None, 4 * config.n_embd):
         raise UserError(f"config.json: n_inner = {found.n_inner}: must be 4 n_embd = {4 * config.n_embd}")
     return config

@@ -1,0 +1,358 @@
+"""What each command does: its options as a schema, and a function that calls the package that does the work.
+
+Imports that bring torch stand inside the functions, so help and config errors do not wait for it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from gptmini.cli.options import Command, completion_script, pop_flags
+from gptmini.config import Config, Device, PathText, load_config
+from gptmini.errors import UserError
+from gptmini.generation.sampling import SamplingOptions
+from gptmini.schema import Section, did_you_mean, validate
+
+# --------------------------------------------------------------------------- train, prepare, plan: a config
+
+
+class TrainFlags(Section):
+    """Options of `gptmini train` that are no keys of the config."""
+
+    minutes: float | None = Field(
+        None, gt=0, le=100_000, description="Time for a run without a CONFIG.yaml; null: 5 minutes."
+    )
+    resume: bool = Field(False, description="Resume the run in train.out_dir, if it has a checkpoint.")
+    quiet: bool = Field(False, description="Print nothing but errors.")
+
+
+def train(args: list[str], values: dict[str, Any]) -> None:
+    """Train a GPT. Every key can stand in CONFIG.yaml; an option overrides it.
+
+    Without a CONFIG.yaml, sizes and steps are chosen for the text, this machine and the minutes.
+    """
+    started = time.monotonic()
+    path = args[0] if args else None
+    flags = pop_flags(TrainFlags, values)
+    config = load_config(path, values)
+    if path is not None and flags.minutes is not None:
+        raise UserError(
+            f"--minutes is for runs without a CONFIG.yaml: in {path}, train.max_steps says how long"
+        )
+    from_weights = config.train.init_from is not None  # which have a size of their own
+    if from_weights and flags.minutes is not None:
+        raise UserError("--minutes is for new weights: with train.init_from, train.max_steps says how long")
+    with _ctrl_c_ends_at_once():
+        if path is None and not from_weights:
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
+            from gptmini.planning.autoconfig import choose_config
+
+            config = choose_config(
+                values, flags.minutes, resume=flags.resume, quiet=flags.quiet, started=started
+            )
+        from gptmini.training.trainer import train
+
+        train(config, resume=flags.resume, quiet=flags.quiet)
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process as SIGTERM does, until training handles it.
+
+    A KeyboardInterrupt may get lost in an import, and no file needs one: each is written whole or not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class PrepareFlags(Section):
+    """Options of `gptmini prepare` that are no keys of the config."""
+
+    list: bool = Field(False, description="List the named corpora with size and licence, and do no more.")
+    stats: bool = Field(
+        False,
+        description="Documents, tokens, bytes per token (and GPT-2's), longest document, repeated share.",
+    )
+
+
+def prepare(args: list[str], values: dict[str, Any]) -> None:
+    """Tokenize the corpus of a config, as training would, and print what it holds."""
+    flags = pop_flags(PrepareFlags, values)
+    if flags.list:
+        from gptmini.data.datasets import list_named
+
+        print(list_named())
+        return
+    config = load_config(args[0] if args else None, values)
+    from gptmini.data.prepare import prepare
+
+    data = prepare(config.data, config.tokenizer, config.model.context_length)
+    print(yaml.safe_dump(data.meta.model_dump(mode="json"), sort_keys=False), end="")
+    if flags.stats:
+        from gptmini.data.corpus import open_corpus
+        from gptmini.evaluation.corpus_statistics import describe
+
+        corpus = open_corpus(config.data.corpus, config.data.text_field, config.data.errors)
+        statistics = describe(corpus, data)._asdict()
+        rounded = {name: round(n, 4) if isinstance(n, float) else n for name, n in statistics.items()}
+        print(yaml.safe_dump({"stats": rounded}, sort_keys=False), end="")
+
+
+class PlanFlags(Section):
+    """Options of `gptmini plan` that are no keys of the config."""
+
+    world_size: int = Field(1, ge=1, le=1_000_000, description="Processes that torchrun starts, in all.")
+    tokens_per_second: float | None = Field(
+        None, gt=0.0, description="Throughput of all processes together, to estimate the hours."
+    )
+    measure: bool = Field(False, description="Run a few steps on this machine to measure speed and memory.")
+
+
+def plan(args: list[str], values: dict[str, Any]) -> None:
+    """Estimate the memory, operations and hours of a training run before it starts."""
+    flags = pop_flags(PlanFlags, values)
+    config = load_config(args[0] if args else None, values)
+    if flags.measure and (flags.world_size > 1 or flags.tokens_per_second is not None):
+        other = "--world-size" if flags.world_size > 1 else "--tokens-per-second"
+        raise UserError(f"--measure runs one process on this machine, so it does not go with {other}")
+    from gptmini.planning.table import describe
+
+    for line in describe(config, flags.world_size, flags.tokens_per_second, measure=flags.measure):
+        print(line, flush=True)
+
+
+# ------------------------------------------------------------------- generate, evaluate, export: a checkpoint
+
+
+class LoadOptions(Section):
+    """How a checkpoint's weights are loaded."""
+
+    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the weights.")
+    quantize: Literal["int8"] | None = Field(
+        None, description="int8: weights rounded to a quarter of their bytes, for the CPU."
+    )
+
+
+def _precision(options: LoadOptions) -> Literal["fp32", "bf16", "int8"]:
+    if options.quantize and options.precision != "fp32":
+        raise UserError(
+            f"--quantize {options.quantize} and --precision {options.precision}: give one of them"
+        )
+    return options.quantize or options.precision
+
+
+class GenerateOptions(LoadOptions, SamplingOptions):
+    """Options of `gptmini generate`."""
+
+    prompt: str | None = Field(None, description="Text to continue; - reads it from standard input.")
+    prompt_file: PathText | None = Field(
+        None, description="A file that holds the prompt; the line break at its end is not part of it."
+    )
+    max_new_tokens: int = Field(200, ge=0, description="Tokens to generate at most.")
+    num_samples: int = Field(1, ge=1, description="How many texts to generate.")
+    stop: tuple[str, ...] = Field((), strict=False, description="End a text before any of these strings.")
+    truncate_prompt: Literal["left"] | None = Field(
+        None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same text.")
+    interactive: bool = Field(False, description="A terminal session: type text, the model continues it.")
+
+
+def generate(args: list[str], values: dict[str, Any]) -> None:
+    """Continue a prompt with the model of a checkpoint."""
+    options = validate(GenerateOptions, values, "command line", values)
+    precision, prompt = _precision(options), _read_prompt(options)
+    from gptmini.checkpoint.store import load_model
+    from gptmini.generation.cpu_linear import optimize_for_cpu
+    from gptmini.generation.generate import generate_text, stream
+    from gptmini.generation.repl import Session
+    from gptmini.training.runtime import find_device
+
+    model, tokenizer = load_model(args[0], str(find_device(options.device)))
+    if tokenizer is None:
+        raise UserError(f"{args[0]}: holds no tokenizer, so there are no texts to read or write with it")
+    model = optimize_for_cpu(model, precision)
+    keywords = options.model_dump(include={"max_new_tokens", "stop", "seed", *SamplingOptions.model_fields})
+    if options.interactive:
+        Session(model, tokenizer, prompt, **keywords).run()
+        return
+    keywords["truncate_prompt"] = options.truncate_prompt == "left"
+    if options.num_samples == 1:
+        pieces = stream(model, tokenizer, prompt, **keywords)
+        print(prompt + next(pieces, ""), end="", flush=True)  # a prompt that is refused is not printed
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for text in generate_text(model, tokenizer, prompt, num_samples=options.num_samples, **keywords):
+            print(text, flush=True)
+            print("-" * 80)
+
+
+def _read_prompt(options: GenerateOptions) -> str:
+    if options.prompt is not None and options.prompt_file is not None:
+        raise UserError("--prompt and --prompt-file were both given: leave one out")
+    if options.prompt_file is None and options.prompt != "-":
+        return options.prompt or ""
+    source = options.prompt_file or "standard input"
+    try:
+        data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+
+
+class EvaluateOptions(LoadOptions):
+    """Options of `gptmini evaluate`."""
+
+    corpus: tuple[PathText, ...] | None = Field(
+        None, strict=False, description="Another text: names, files, folders or globs."
+    )
+    memorization: bool = Field(
+        False, description="How much of samples and validation text stands in the training text."
+    )
+    batch_size: int = Field(32, ge=1, description="Sequences per forward pass.")
+
+
+def evaluate(args: list[str], values: dict[str, Any]) -> None:
+    """Measure how well a checkpoint predicts a text: by default the validation split of its own run.
+
+    With --precision bf16 or --quantize int8, also measure what the rounding costs in loss.
+    """
+    options = validate(EvaluateOptions, values, "command line", values)
+    precision = _precision(options)
+    from gptmini.evaluation.summary import evaluate_checkpoint
+
+    for line in evaluate_checkpoint(
+        args[0],
+        options.corpus,
+        memorization=options.memorization,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=precision,
+    ):
+        print(line, flush=True)
+
+
+class ExportOptions(Section):
+    """Options of `gptmini export`."""
+
+    format: Literal["gguf"] = Field("gguf", description="gguf: for llama.cpp, ollama and their like.")
+    dtype: Literal["float32", "float16", "q8_0"] = Field(
+        "float16", description="Number format of the weights; q8_0 takes about a quarter of float32."
+    )
+    output: PathText | None = Field(
+        None, description="The file to write; null: NAME-DTYPE.gguf here, with the checkpoint's name."
+    )
+
+
+def export(args: list[str], values: dict[str, Any]) -> None:
+    """Write the model of a checkpoint as one file for other programs."""
+    options = validate(ExportOptions, values, "command line", values)
+    from gptmini.checkpoint.gguf import export_gguf
+    from gptmini.checkpoint.store import load_model
+
+    model, tokenizer = load_model(args[0])
+    if tokenizer is None:
+        raise UserError(f"{args[0]}: holds no tokenizer, and {options.format} needs one")
+    output = options.output or f"{Path(args[0]).resolve().name}-{options.dtype}.{options.format}"
+    print(export_gguf(Path(output), model, tokenizer, options.dtype))
+
+
+def import_nanogpt(args: list[str], values: dict[str, Any]) -> None:
+    """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
+    source, target = map(Path, args)
+    from gptmini.checkpoint.gpt2_directory import save
+    from gptmini.checkpoint.nanogpt import GPT2_VOCAB_SIZE, import_nanogpt
+    from gptmini.data.tokenizers import Tokenizer, load_gpt2
+
+    imported = import_nanogpt(source)
+    tokenizer: Tokenizer | None = None
+    lines = [
+        "nanoGPT computes the exact GELU and GPT-2 its tanh form: on random tokens the logits differ by "
+        f"{imported.largest_difference:.1e} at most and {imported.mean_difference:.1e} on average, where a "
+        f"logit's standard deviation is {imported.typical_logit:.1e}"
+    ]
+    if imported.model.config.vocab_size == GPT2_VOCAB_SIZE:
+        try:
+            tokenizer = load_gpt2()
+        except UserError as error:
+            lines.append(f"no tokenizer written: {error}")
+    else:
+        lines.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
+    save(target, imported.model, tokenizer)
+    print("\n".join([f"{target}: written", *lines]))
+
+
+# -------------------------------------------------------------------------------- report, configs, completion
+
+
+class ReportOptions(Section):
+    """Options of `gptmini report`."""
+
+    output: PathText = Field("report.html", description="The file to write; replaced where it exists.")
+    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+
+
+def report(args: list[str], values: dict[str, Any]) -> None:
+    """Show runs on one HTML page: curves, samples, surprising texts, config."""
+    options = validate(ReportOptions, values, "command line", values)
+    from gptmini.report.page import write_report
+
+    notes = write_report(args, Path(options.output), options.device)
+    print("\n".join([f"{options.output}: written", *notes]))
+
+
+def configs(args: list[str], values: dict[str, Any]) -> None:
+    """List the configs to start from, or print the one called NAME."""
+    package = Path(__file__).parent.parent
+    installed, checkout = package / "configs", package.parent / "configs"
+    folder = installed if installed.is_dir() else checkout
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
+    if not args:
+        for name, text in texts.items():
+            print(f"{name:20} {text.partition('# Purpose:')[2].partition(chr(10))[0].strip()}")
+    elif args[0] in texts:
+        print(texts[args[0]], end="")
+    else:
+        raise UserError(f"no config is called {args[0]}{did_you_mean(args[0], texts)}; see gptmini configs")
+
+
+def completion(args: list[str], values: dict[str, Any]) -> None:
+    """Print a script that completes commands, options and paths in your shell."""
+    if args[0] not in ("bash", "zsh", "fish"):
+        raise UserError(f"gptmini completion takes one of bash, zsh or fish, not {args[0]}")
+    print(completion_script(COMMANDS, args[0]))
+
+
+COMMANDS = {
+    "train": Command(train, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), (TrainFlags, Config)),
+    "generate": Command(generate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), (GenerateOptions,)),
+    "prepare": Command(prepare, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), (PrepareFlags, Config)),
+    "plan": Command(plan, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), (PlanFlags, Config)),
+    "evaluate": Command(evaluate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), (EvaluateOptions,)),
+    "export": Command(export, "CHECKPOINT", "one CHECKPOINT", range(1, 2), (ExportOptions,)),
+    "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", "CKPT.pt and OUT", range(2, 3)),
+    "report": Command(report, "RUN [RUN ...]", "one or more run folders", range(1, 10_000), (ReportOptions,)),
+    "configs": Command(configs, "[NAME]", "one NAME", range(2)),
+    "completion": Command(completion, "bash|zsh|fish", "one of bash, zsh or fish", range(1, 2)),
+}
