@@ -1,6 +1,8 @@
-"""The YAML file as one typed, frozen object: what can be set, and a sentence for each key.
+"""Everything that can be set: the schema of the YAML file, with a type, a default, a rule and a sentence
+for each key, and how such a file is loaded and written.
 
-Nothing here imports torch, so `--help` and every config error answer at once.
+A function takes the section it needs, never the whole Config. Nothing here imports torch, so `--help` and
+config errors answer at once.
 """
 
 import os
@@ -44,9 +46,11 @@ class ModelConfig(Section):
 
     n_layer: int = Field(4, ge=1, description="Number of blocks.")
     n_head: int = Field(4, ge=1, description="Attention heads per block.")
-    n_embd: int = Field(128, ge=1, description="Width of the residual stream; a multiple of n_head.")
+    n_embd: int = Field(128, ge=1, description="Width of the residual stream, a multiple of n_head.")
     context_length: int = Field(128, ge=1, description="Longest sequence the model can see, in tokens.")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Share of activations dropped while training.")
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Probability that an activation is zeroed in training."
+    )
     bias: bool = Field(True, description="Biases in the Linear and LayerNorm layers, as GPT-2 has them.")
     attention: Attention = Field(
         "eager",
@@ -54,7 +58,7 @@ class ModelConfig(Section):
         "backward pass, for CPUs at short contexts; sdpa: PyTorch's fused kernel, for long contexts, GPUs.",
     )
 
-    @model_validator(mode="after")
+    @model_validator(mode="after")  # a rule between keys; the message names them
     def _heads_divide_width(self) -> "ModelConfig":
         if self.n_embd % self.n_head:
             raise ValueError(
@@ -65,7 +69,7 @@ class ModelConfig(Section):
 
 
 class GPTConfig(ModelConfig):
-    """A whole model: its shape, and the vocabulary size that the tokenizer brings.
+    """What `GPT` is built from: its shape, and the vocabulary size that the tokenizer decides.
 
     >>> GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=32, vocab_size=65).head_dim
     32
@@ -91,13 +95,13 @@ class DataConfig(Section):
     ] = "python-docs"
     val_corpus: Annotated[
         PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)] | None,
-        Field(description="A text of its own for validation, given like corpus; null: a part of corpus."),
+        Field(description="A separate validation text, given like corpus; null: a part of corpus."),
     ] = None
     val_fraction: float = Field(
         0.1,
         gt=0.0,
         lt=1.0,
-        description="Share of the text, taken from its end, kept for validation, without val_corpus.",
+        description="Share of the text, at its end, that is the validation split, without val_corpus.",
     )
     text_field: str = Field(
         "text", description="The field of JSON lines, or column of parquet, that holds the text."
@@ -159,38 +163,45 @@ class OptimConfig(Section):
     """The optimizer and its learning rate."""
 
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: Muon on the block matrices and AdamW on everything else."
+        "adamw", description="muon: Muon for the matrices of the blocks, AdamW for everything else."
     )
     lr: float = Field(1e-3, gt=0.0, description="AdamW's peak learning rate.")
     muon_lr: float = Field(0.02, gt=0.0, description="Muon's peak learning rate; read with optimizer: muon.")
-    muon_momentum: float = Field(
-        0.95, ge=0.0, lt=1.0, description="Muon's averaging rate for the gradient; 0.9 suits short runs."
+    muon_momentum: float = Field(0.95, ge=0.0, lt=1.0, description="Muon's momentum; 0.9 suits short runs.")
+    weight_decay: float = Field(
+        0.1, ge=0.0, description="Weight decay of the matrices; biases and LayerNorm have none."
     )
-    weight_decay: float = Field(0.1, ge=0.0, description="Weight decay of matrices; vectors get none.")
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]],
-        Field(strict=False, description="AdamW's averaging rates for the gradient and its square."),
+        Field(
+            strict=False,
+            description="AdamW's decay rates for the averages of the gradient and of its square.",
+        ),
     ] = (0.9, 0.95)
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the rate rises linearly from zero.")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises linearly from zero.")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine",
-        description="How the rate falls after warm-up; wsd stays at the peak and falls linearly over the "
-        "last fifth.",
+        description="How the rate falls after warm-up; wsd (warm-up, stable, decay) stays at the peak and "
+        "falls linearly over the last fifth.",
     )
     min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0, description="Final learning rate / peak rate.")
-    grad_clip: float = Field(1.0, ge=0.0, description="Largest gradient norm; 0 does not clip.")
+    grad_clip: float = Field(1.0, ge=0.0, description="Gradients are scaled down to this norm; 0: never.")
 
 
 class TrainConfig(Section):
-    """The run: how long, how large the batches, what is reported and kept."""
+    """The training run: steps, batch size, evaluation, checkpoints."""
 
-    out_dir: PathText = Field("runs/default", description="The run folder; must be new, or hold no run.")
-    max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(32, ge=1, description="Sequences per optimizer step, over all devices.")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Sequences per forward pass on one device; null: the whole batch_size."
+    out_dir: PathText = Field(
+        "runs/default", description="The run folder; a folder with a run in it is refused."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Decides the initial weights, data order and dropout.")
+    max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(32, ge=1, description="Sequences per optimizer step, over all ranks.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences per forward pass on one rank; null: all of the rank's share."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the initial weights, the data order and dropout."
+    )
     eval_interval: int = Field(
         200, ge=1, description="Steps between evaluations; the last step is evaluated."
     )
@@ -207,7 +218,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept, besides the best.")
     log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), strict=False, description="Where the figures of metrics.jsonl go as well."
+        (), strict=False, description="Trackers that also get the metrics of metrics.jsonl."
     )
     init_from: PathText | None = Field(
         None,
@@ -226,29 +237,29 @@ class TrainConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """The machine."""
+    """The hardware: device, precision, threads, parallelism."""
 
-    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+    device: Device = Field("auto", description="Device to compute on; auto: CUDA, else MPS, else the CPU.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Number format of the forward pass; auto: bf16 where the hardware has it."
+        "auto", description="Number format of the forward pass; auto: bf16 if the hardware has it."
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto",
-        description="CPU threads of a process; auto: under torchrun, the processes share the cores.",
+        description="CPU threads; auto: PyTorch's default, or under torchrun the rank's share of the cores.",
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="Under torchrun, ddp: every process holds the model; fsdp: every process holds a share.",
+        description="Under torchrun, ddp: each rank holds the whole model; fsdp: the ranks shard it.",
     )
     activation_checkpointing: bool = Field(
-        False, description="Compute each block again in the backward pass, to keep less in memory."
+        False, description="Recompute each block in the backward pass instead of keeping its activations."
     )
     rank_timeout_seconds: float = Field(
         600.0,
         gt=0.0,
         le=1e6,
-        description="Under torchrun, how long a process waits for the others before the run ends.",
+        description="Under torchrun, how long a rank waits for the others before the run ends.",
     )
 
 
@@ -268,6 +279,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 
     Raises UserError, one line naming file, key, value and rule, for whatever is wrong in it.
     """
+    # Precedence: defaults, then the file, then the overrides.
     values = {} if path is None else read_yaml(expand_home(str(path)))
     for dotted, value in (overrides or {}).items():
         section, _, key = dotted.rpartition(".")

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, one class per exit code. The message is the one line that is shown."""
+"""The errors that end a command, one class per exit code. The message is the one line that is printed."""
 
 
 class UserError(ValueError):
@@ -8,13 +8,13 @@ class UserError(ValueError):
 
 
 class DivergedError(ArithmeticError):
-    """The loss or the gradient norm stopped being a finite number; the update was not made."""
+    """The loss or the gradient norm is NaN or infinite; the weights were not updated."""
 
     exit_code = 3
 
 
 class DamagedError(OSError):
-    """A checkpoint or token file that is not what was written: its digest, size or shape is off."""
+    """A checkpoint or token file is not what was written: a wrong digest, size or shape."""
 
     exit_code = 4
 
@@ -26,12 +26,12 @@ class InUseError(OSError):
 
 
 class LostRankError(ConnectionError):
-    """Another process of the same training has ended, hangs, or cannot be reached."""
+    """Another rank of the same run has exited, hangs, or cannot be reached."""
 
     exit_code = 1
 
 
 class Stopped(Exception):
-    """A signal asked training to stop, and everything was saved."""
+    """A signal stopped training, and a checkpoint was saved."""
 
     exit_code = 75
