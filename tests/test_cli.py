@@ -307,9 +307,16 @@ def test_completion_of_other_shells_is_a_script_that_they_read(shell, capsys, tm
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in ("import-nanogpt", "train.max-steps", "Optimizer steps."))
-    if shutil.which(shell):
-        (tmp_path / "script").write_text(script, encoding="utf-8")
-        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+    if shutil.which(shell) is None:
+        return
+    (tmp_path / "script").write_text(script, encoding="utf-8")
+    subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+    if shell == "fish":
+        ask = 'source script; complete -C "gptmini train --model.bias "'
+        done = subprocess.run(
+            ["fish", "-N", "-c", ask], capture_output=True, text=True, cwd=tmp_path, check=True
+        )
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["true", "false"]
 
 
 def test_python_finds_the_command_line_too():

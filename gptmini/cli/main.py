@@ -36,8 +36,9 @@ gptmini train CONFIG.yaml --help, it shows that file's values as defaults.
 gptmini configs lists the configs to start from, or prints one to change:
 gptmini configs my_text > mine.yaml
 
-gptmini completion prints a script that completes commands, options and paths;
-for bash: eval "$(gptmini completion bash)"."""
+gptmini completion prints a script that completes commands, options and paths.
+For bash or zsh: eval "$(gptmini completion bash)"
+For fish:        gptmini completion fish | source"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
