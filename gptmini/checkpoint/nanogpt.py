@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gptmini.checkpoint.gpt2_directory import build_model
+from gptmini.checkpoint.gpt2_directory import build_model, save
 from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameter_shapes, parameters_from_gpt2, to_gpt2
+from gptmini.data.tokenizers import load_gpt2
 from gptmini.errors import UserError
 from gptmini.model import GPT
 
@@ -62,6 +63,30 @@ def import_nanogpt(path: Path) -> Imported:
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
     return Imported(model, *_differences(model))
+
+
+def convert_nanogpt(source: Path, target: Path) -> list[str]:
+    """Write the nanoGPT checkpoint `source` as the GPT-2 directory `target`; returns lines for the user.
+
+    GPT-2's tokenizer comes with it where the vocabulary is GPT-2's and its files can be had.
+    """
+    imported = import_nanogpt(source)
+    notes = [
+        f"{target}: written",
+        "nanoGPT computes the exact GELU and GPT-2 its tanh form: on random tokens the logits differ by "
+        f"{imported.largest_difference:.1e} at most and {imported.mean_difference:.1e} on average, where a "
+        f"logit's standard deviation is {imported.typical_logit:.1e}",
+    ]
+    tokenizer = None
+    if imported.model.config.vocab_size == GPT2_VOCAB_SIZE:
+        try:
+            tokenizer = load_gpt2()
+        except UserError as error:
+            notes.append(f"no tokenizer written: {error}")
+    else:
+        notes.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
+    save(target, imported.model, tokenizer)
+    return notes
 
 
 def _build(content: Any) -> GPT:

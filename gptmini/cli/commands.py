@@ -280,27 +280,9 @@ def export(args: list[str], values: dict[str, Any]) -> None:
 
 def import_nanogpt(args: list[str], values: dict[str, Any]) -> None:
     """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
-    source, target = map(Path, args)
-    from gptmini.checkpoint.gpt2_directory import save
-    from gptmini.checkpoint.nanogpt import GPT2_VOCAB_SIZE, import_nanogpt
-    from gptmini.data.tokenizers import Tokenizer, load_gpt2
+    from gptmini.checkpoint.nanogpt import convert_nanogpt
 
-    imported = import_nanogpt(source)
-    tokenizer: Tokenizer | None = None
-    lines = [
-        "nanoGPT computes the exact GELU and GPT-2 its tanh form: on random tokens the logits differ by "
-        f"{imported.largest_difference:.1e} at most and {imported.mean_difference:.1e} on average, where a "
-        f"logit's standard deviation is {imported.typical_logit:.1e}"
-    ]
-    if imported.model.config.vocab_size == GPT2_VOCAB_SIZE:
-        try:
-            tokenizer = load_gpt2()
-        except UserError as error:
-            lines.append(f"no tokenizer written: {error}")
-    else:
-        lines.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
-    save(target, imported.model, tokenizer)
-    print("\n".join([f"{target}: written", *lines]))
+    print("\n".join(convert_nanogpt(Path(args[0]), Path(args[1]))))
 
 
 # -------------------------------------------------------------------------------- report, configs, completion
