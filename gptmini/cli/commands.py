@@ -3,13 +3,9 @@
 Imports that bring torch stand inside the functions, so help and config errors do not wait for it.
 """
 
-import contextlib
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +47,9 @@ def train(args: list[str], values: dict[str, Any]) -> None:
     from_weights = config.train.init_from is not None  # which have a size of their own
     if from_weights and flags.minutes is not None:
         raise UserError("--minutes is for new weights: with train.init_from, train.max_steps says how long")
-    with _ctrl_c_ends_at_once():
+    from gptmini.training.signals import exit_at_once
+
+    with exit_at_once():  # until training handles signals itself
         if path is None and not from_weights:
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
@@ -63,22 +61,6 @@ def train(args: list[str], values: dict[str, Any]) -> None:
         from gptmini.training.trainer import train
 
         train(config, resume=flags.resume, quiet=flags.quiet)
-
-
-@contextlib.contextmanager
-def _ctrl_c_ends_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process as SIGTERM does, until training handles it.
-
-    A KeyboardInterrupt may get lost in an import, and no file needs one: each is written whole or not at all.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class PrepareFlags(Section):

@@ -52,7 +52,17 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def exit_at_once() -> Iterator[None]:
+    """Inside the block, Ctrl-C ends the process as SIGTERM does, without a KeyboardInterrupt.
+
+    That may get lost in an import, and no file needs it: each is written whole or not at all.
+    """
+    with _handlers(signal.SIG_DFL):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(handle: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     """SIGINT and SIGTERM call `handle` inside the block."""
     # Python installs signal handlers in the main thread only; in any other thread the block just runs.
     if threading.current_thread() is not threading.main_thread():
