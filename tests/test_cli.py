@@ -258,6 +258,7 @@ def test_options_are_read_in_every_way_they_may_be_written():
     assert read("--optim.betas=[0.9, 0.99]")[1] == {"optim.betas": [0.9, 0.99]}
     assert read("--optim.lr", "-1", "--model.bias", "false")[1] == {"optim.lr": -1, "model.bias": False}
     assert read("--train.out-dir=--odd=")[1] == {"train.out_dir": "--odd="}
+    assert read("--train.out-dir", "-odd", "-a")[0] == ["-a"]  # only -- begins an option
 
 
 _OPTIONS = st.sampled_from([*map(flag_name, flatten_schema(Config))])
@@ -400,6 +401,7 @@ MISTAKES = {
     "train --resume=maybe": "--resume = 'maybe': needs true or false",
     "train --model.bias yes": "--model.bias = 'yes': needs true or false",
     "train --model.bias": "--model.bias needs a value: true or false",
+    "train --optim.betas=--": "--optim.betas needs a value: a list of 2 numbers",
     "train --optim.betas 0.9": "--optim.betas = [0.9]: needs a list of 2 numbers",
     "train --optim.lr nan": "--optim.lr = 'nan': needs a number above 0",
     "train --train.max-steps 1 --train.max_step 2": "did you mean --train.max-steps?",
