@@ -103,14 +103,14 @@ def pop_flags(schema: type[S], values: dict[str, Any]) -> S:
 def print_help(name: str, command: Command, args: Sequence[str]) -> None:
     """Print every option with its type, sentence and default: that of the config file, if one is given."""
     defaults: dict[str, Any] = {}
-    if Config in command.schemas:
+    if Config in command.schemas:  # what the file and the options before --help say
         positionals, values = parse(name, command, args)
         overrides = {key: value for key, value in values.items() if "." in key}
         config = load_config(positionals[0] if positionals else None, overrides).model_dump(mode="json")
         defaults = {f"{section}.{key}": value for section in config for key, value in config[section].items()}
     parser = argparse.ArgumentParser(
         prog=f"gptmini {name}",
-        usage=f"gptmini {name} {command.positionals} [--option VALUE ...]",
+        usage=f"gptmini {name} {command.positionals}" + " [--option VALUE ...]" * bool(command.options),
         description=command.run.__doc__,
     )
     add_options(parser, command.options, defaults)
@@ -121,6 +121,7 @@ def completion_script(commands: Mapping[str, Command], shell: str) -> str:
     """A script that completes commands, options, choices and paths in bash, zsh or fish."""
     import shtab
 
+    # A parser for all commands, only for shtab to read.
     root = argparse.ArgumentParser(prog="gptmini")
     root.add_argument("--version", action="store_true", help="print the version")
     subparsers = root.add_subparsers()
@@ -145,7 +146,7 @@ def add_options(
     parser: argparse.ArgumentParser, known: Options, defaults: Mapping[str, Any] | None = None
 ) -> list[argparse.Action]:
     """Add each option to the parser, in one group for each section of the config."""
-    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}  # a key without a section: the command's own
     actions = []
     for key, node in known.items():
         section = key.rpartition(".")[0]
