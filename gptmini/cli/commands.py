@@ -163,8 +163,8 @@ def generate(args: list[str], values: dict[str, Any]) -> None:
     precision, prompt = _precision(options), _read_prompt(options)
     from gptmini.checkpoint.store import load_model
     from gptmini.generation.cpu_linear import optimize_for_cpu
-    from gptmini.generation.generate import generate_text, stream
     from gptmini.generation.repl import Session
+    from gptmini.generation.streaming import generate_text, stream
     from gptmini.training.runtime import find_device
 
     model, tokenizer = load_model(args[0], str(find_device(options.device)))
