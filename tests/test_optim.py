@@ -65,12 +65,14 @@ def test_adamw_is_torch_adamw_to_the_bit():
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_muon_agrees_with_torch_muon(dtype):
+# torch rounds to bfloat16, 8 bits, which is worth 1 % of the movement; ours in bfloat16 rounds otherwise.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.01), (torch.bfloat16, 0.01 * 2**0.5)])
+def test_muon_moves_each_matrix_as_torch_muon_does(dtype, tolerance):
     torch.manual_seed(0)
     shapes = [(16, 48), (48, 16), (16, 16), (16, 48)]
     ours = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    before = [p.detach().clone() for p in ours]
+    theirs = [torch.nn.Parameter(p.clone()) for p in before]
     a = Muon([(ours, 0.1)], lr=0.02, momentum=0.95, dtype=dtype)
     b = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
     for _ in range(5):
@@ -79,11 +81,8 @@ def test_muon_agrees_with_torch_muon(dtype):
             q.grad = p.grad.clone()
         a.step()
         b.step()
-    for p, q in zip(ours, theirs, strict=True):
-        # torch rounds to bfloat16, 8 bits: its entries move by about lr / 4 a step, so 1 % of five steps
-        torch.testing.assert_close(p, q, atol=2e-3, rtol=0)
-    moved = (ours[0] - theirs[0]).norm() / ours[0].norm()
-    assert moved < 0.005
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        assert (p - q).norm() < tolerance * (q - start).norm()
 
 
 def test_orthogonalised_singular_values_are_near_one():

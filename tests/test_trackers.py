@@ -1,8 +1,8 @@
-"""TensorBoard's event files read back, and trackers that fail."""
+"""TensorBoard's and wandb's own files read back, and trackers that fail."""
 
-import sys
+import json
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -40,7 +40,7 @@ def lines_of(config):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboards_event_files_hold_the_figures_of_metrics_jsonl(make_config):
+def test_tensorboards_event_files_hold_the_numbers_of_metrics_jsonl(make_config):
     train(make_config(["tensorboard"]), quiet=True)
     config = make_config(["tensorboard"], max_steps=6)
     train(config, resume=True, quiet=True)
@@ -69,7 +69,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("where", ["start", "log", "close"])
-def test_a_tracker_that_fails_does_not_stop_the_run_and_is_told_of_once(
+def test_a_tracker_that_fails_does_not_stop_the_run_and_is_reported_once(
     make_config, monkeypatch, capsys, where
 ):
     def start(config, run_folder, first_step, quiet):
@@ -85,32 +85,58 @@ def test_a_tracker_that_fails_does_not_stop_the_run_and_is_told_of_once(
     assert output.count("tensorboard failed and is left out from now on; the run continues (") == 1
 
 
-def test_wandb_gets_the_figures_of_each_line(make_config, monkeypatch):
-    """With a stand-in for the package, which needs an account and a network; a resumed run keeps its id."""
-    logged, finished, ids = [], [], []
+def wandb_records(run_dir):
+    """Wandb's own files of a run, in order: protobuf records in LevelDB's log format.
 
-    def init(**options):
-        assert options["name"] == "run"
-        assert options["config"]["train"]["max_steps"] == 4 + 2 * len(ids)
-        assert options["settings"] == {"silent": True}
-        ids.append(options["id"])
-        made = f"20261126_21000{len(ids)}-{options['id'] or 'k1-x'}"
-        Path(options["dir"], "wandb", f"offline-run-{made}").mkdir(parents=True)
-        return SimpleNamespace(
-            log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(1)
-        )
+    After 7 bytes of header come blocks of 32 KiB; a fragment has a checksum (4 bytes), its size (2), its kind
+    (1: whole, 2: first, 3: middle, 4: last) and its bytes, and none begins in a block's last 6 bytes.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
 
-    stand_in = SimpleNamespace(init=init, __spec__=SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    config = make_config(["wandb"])
-    train(config, quiet=True)
-    assert [(step, values.get("loss/train")) for step, values in logged if "loss/train" in values] == [
-        (m["step"], m["loss"]) for m in lines_of(config) if m["split"] == "train"
-    ]
-    assert finished == [1]
-    train(make_config(["wandb"], max_steps=6), resume=True, quiet=True)
-    train(make_config(["wandb"], max_steps=8), resume=True, quiet=True)
-    assert ids == [None, "k1-x", "k1-x"]
+    for path in sorted(run_dir.glob("wandb/*run-*/*.wandb")):
+        data, position, record = path.read_bytes(), 7, b""
+        while position < len(data):
+            if (left := 32768 - position % 32768) < 7:
+                position += left
+                continue
+            size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+            record += data[position + 7 : position + 7 + size]
+            position += 7 + size
+            if kind in (1, 4):
+                yield Record.FromString(record)
+                record = b""
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own
+def test_wandb_records_the_numbers_of_metrics_jsonl_in_one_run(make_config, monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb"))
+
+    train(make_config(["wandb"]), quiet=True)
+    time.sleep(1)  # wandb names its folders by the second
+    config = make_config(["wandb"], max_steps=6)
+    train(config, resume=True, quiet=True)
+
+    found, ids = {}, set()
+    for record in wandb_records(Path(config.train.out_dir)):
+        if record.WhichOneof("record_type") == "run":
+            ids.add(record.run.run_id)
+            assert record.run.display_name == "run"
+            values = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            assert values["optim"]["lr"] == config.optim.lr
+        if record.WhichOneof("record_type") == "history":
+            values = {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            found |= {(values["_step"], name): value for name, value in values.items() if name[0] != "_"}
+    assert len(ids) == 1, "a resumed run keeps its id"
+    names = ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second")
+    assert found == {
+        (line["step"], f"{name}/{line['split']}"): line[name]
+        for line in lines_of(config)
+        for name in names
+        if line[name] is not None
+    }
 
 
 def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_written(make_config, monkeypatch):
