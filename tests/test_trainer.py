@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,16 @@ import torch
 
 import gptmini
 from gptmini.checkpoint.store import CheckpointStore
-from gptmini.config import Config
+from gptmini.config import Config, dump_config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
 from gptmini.training.initialize import build_model_and_data
 from gptmini.training.metrics import Metrics, read_metrics
 from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import optimizer_tensors
+from gptmini.training.resume import check_resumable
 from gptmini.training.runtime import start_runtime
-from gptmini.training.trainer import Trainer, train
+from gptmini.training.trainer import Trainer, TrainResult, train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -58,6 +60,11 @@ def make_config(tmp_path, corpus):
         )  # fmt: skip
 
     return make
+
+
+def files_of(config):
+    """The bytes of every file of a run."""
+    return {path: path.read_bytes() for path in Path(config.train.out_dir).rglob("*") if path.is_file()}
 
 
 def final_state(config):
@@ -130,10 +137,9 @@ def test_accumulating_micro_batches_is_the_same_training(make_config):
 def test_a_finished_run_resumes_as_a_no_op(make_config):
     config = make_config()
     train(config, quiet=True)
-    folder = Path(config.train.out_dir)
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    before = files_of(config)
     train(config, resume=True, quiet=True)
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert files_of(config) == before
 
 
 def test_golden_losses_of_twenty_steps(make_config):
@@ -212,10 +218,68 @@ def test_a_number_that_is_not_finite_stops_before_the_update(make_config, monkey
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(make_config):
-    config = make_config()
-    train(config, quiet=True)
+    train(make_config(), quiet=True)
+    before = files_of(make_config())
     with pytest.raises(UserError, match=r"holds a run already; .*--resume"):
-        train(config, quiet=True)
+        train(make_config(optim={"lr": 0.5}, train={"max_steps": 7, "keep_checkpoints": 1}), quiet=True)
+    assert files_of(make_config()) == before
+
+
+def test_a_config_a_yaml_file_and_a_dict_train_the_same(make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, on_disk, sections = (make_config(name) for name in ("config", "on_disk", "sections"))
+    (tmp_path / "c.yaml").write_text(dump_config(on_disk))
+    results = [
+        train(given, quiet=True) for given in (config, "~/c.yaml", sections.model_dump(exclude_defaults=True))
+    ]
+    assert [result.run_dir.name for result in results] == ["config", "on_disk", "sections"]
+    assert_same_end(config, on_disk)
+    assert_same_end(config, sections)
+
+
+def test_the_result_holds_the_losses_of_the_last_and_the_best_step(make_config):
+    config = make_config(
+        optim={"lr": 3.0, "schedule": "constant", "warmup_steps": 0},  # so high that training gets worse
+        train={"eval_interval": 1},
+    )
+    result = train(config, quiet=True)
+    losses = {line["step"]: line["loss"] for line in final_state(config)[1] if line["split"] == "val"}
+    best = min(losses, key=losses.get)
+    assert best != 6
+    assert result == TrainResult(Path(config.train.out_dir), best, losses[best], losses[6], 6)
+    assert train(config, resume=True, quiet=True) == result
+
+
+def test_a_run_that_ends_without_an_evaluation_says_so(make_config, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(Stopped):
+            train(make_config(), quiet=True)
+    result = train(make_config(train={"max_steps": 1}), resume=True)
+    assert (result.step, result.val_loss, result.best_step) == (1, None, None)
+    assert "finished after step 1; best validation loss none yet; saved in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"max_step": 5}}, "config: unknown key train.max_step; did you mean train.max_steps?"),
+        ({"train": {"max_steps": 0}}, "config: train.max_steps = 0: needs a whole number of at least 1"),
+        ({"optim": None}, "config: optim = null: needs keys of its own"),
+    ],
+)
+def test_a_mistake_in_a_dict_is_one_line(sections, message):
+    with pytest.raises(UserError) as caught:
+        train(sections)
+    assert str(caught.value) == message
+
+
+def test_training_works_in_a_thread_where_no_signal_can_be_caught(make_config):
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        in_thread = pool.submit(train, make_config("thread"), quiet=True).result()
+    assert in_thread.step == 6
+    train(make_config("main"), quiet=True)
+    assert_same_end(make_config("thread"), make_config("main"))
 
 
 def test_a_second_process_in_the_run_folder_is_refused(make_config):
@@ -260,6 +324,21 @@ def test_resuming_with_another_rate_says_that_bits_will_differ(make_config, caps
     output = capsys.readouterr().out
     assert "resumed, but not bit for bit, because" in output
     assert "optim.lr was 0.001 and is now 0.002" in output
+
+
+@pytest.mark.parametrize("attention", ["eager", "additive"])
+def test_a_run_that_was_started_when_eager_was_called_masked_resumes_bit_for_bit(make_config, attention):
+    trainer = a_trainer(make_config(model={"attention": attention}))
+    trainer.progress.next_step()
+    trainer.train_step()
+    trainer.checkpoints.save()
+    saved = trainer.store.latest()[0].state
+    saved.config["model"]["attention"] = "masked"
+    environment = trainer.runtime.environment()
+    assert check_resumable(saved, trainer.config, trainer.data, environment) is None
+    fused = make_config(model={"attention": "sdpa"})
+    note = check_resumable(saved, fused, trainer.data, environment)
+    assert note == "resumed, but not bit for bit, because model.attention was eager and is now sdpa"
 
 
 def test_what_is_about_to_happen_is_printed_first(make_config, capsys):
