@@ -131,8 +131,8 @@ def test_a_torn_last_line_is_dropped_with_the_unwanted_ones(tmp_path):
 LOCK = """
 import sys
 from pathlib import Path
-from gptmini import atomic_io as durable
-with durable.lock(Path(sys.argv[1]), "it"):
+from gptmini import atomic_io
+with atomic_io.lock(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -158,4 +158,33 @@ def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_io.lock(tmp_path / "lock", "it"):
         raise ZeroDivisionError
     with atomic_io.lock(tmp_path / "lock", "it"):
+        pass
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").write_text("")
+    (tmp_path / "lock").symlink_to("elsewhere")
+    with pytest.raises(OSError, match=str(tmp_path / "lock")), atomic_io.lock(tmp_path / "lock", "it"):
+        pass
+
+
+def test_a_lock_notices_that_its_file_is_gone_or_another(tmp_path):
+    with atomic_io.lock(tmp_path / "lock", "the run") as check:
+        check()
+        (tmp_path / "lock").rename(tmp_path / "moved")
+        with pytest.raises(OSError, match="the run was removed or moved while in use"):
+            check()
+        (tmp_path / "lock").write_text("")
+        with pytest.raises(OSError, match="the run was removed or moved while in use"):
+            check()
+
+
+def test_a_filesystem_without_locks_is_an_error_and_not_a_lock_that_outlives_its_process(
+    tmp_path, monkeypatch
+):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="Function not implemented"), atomic_io.lock(tmp_path / "lock", "it"):
         pass

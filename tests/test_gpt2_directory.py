@@ -1,0 +1,205 @@
+"""`save`, and hostile or unusual weights in a GPT-2 directory; transformers is the oracle."""
+
+import copy
+import errno
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.parallel import DataParallel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gptmini import atomic_io
+from gptmini.checkpoint.gpt2_directory import save
+from gptmini.checkpoint.store import load_model
+from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer
+from gptmini.errors import DamagedError, UserError
+from gptmini.model import GPT
+
+TOKENIZER = Tokenizer.train("", "bytes")
+CONFIG = GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=8, context_length=6)
+TOKENS = torch.tensor([[1, 2, 3, 4], [256, 0, 0, 7]])
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT(CONFIG).eval()
+
+
+def assert_same_weights(path, model):
+    loaded, _ = load_model(path)
+    for (name, ours), (name_too, theirs) in zip(
+        loaded.named_parameters(), model.named_parameters(), strict=True
+    ):
+        assert name == name_too
+        assert torch.equal(ours, theirs.float()), name
+
+
+def test_a_saved_model_loads_here_and_in_transformers(model, tmp_path):
+    save(tmp_path / "new" / "model", model, TOKENIZER)
+    assert_same_weights(tmp_path / "new" / "model", model)
+    assert load_model(tmp_path / "new" / "model")[1].digest == TOKENIZER.digest
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "new" / "model").eval()
+    with torch.inference_mode():
+        assert (model(TOKENS) - theirs(TOKENS).logits).abs().max() < 1e-4
+    assert AutoTokenizer.from_pretrained(tmp_path / "new" / "model")("To be")[
+        "input_ids"
+    ] == TOKENIZER.encode("To be")
+
+
+def test_a_path_may_be_text_and_begin_with_the_home_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save("~/model", model)
+    assert_same_weights("~/model", model)
+    assert load_model("~/model")[1] is None
+
+
+def wrapped(model):
+    """The ways in which a model stays the same and its type does not."""
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend="eager")  # in place
+    parts = copy.deepcopy(model)
+    parts.blocks[0] = torch.compile(parts.blocks[0], backend="eager")
+    return {
+        "DataParallel": DataParallel(copy.deepcopy(model)),
+        "torch.compile": torch.compile(copy.deepcopy(model), backend="eager"),
+        "both": DataParallel(torch.compile(copy.deepcopy(model), backend="eager")),
+        "model.compile": compiled,
+        "a compiled block": parts,
+        "float16": copy.deepcopy(model).half(),
+        "frozen and in training": copy.deepcopy(model).requires_grad_(False).train(),
+    }
+
+
+def test_a_model_that_is_wrapped_compiled_or_half_is_saved_as_itself(model, tmp_path):
+    for name, other in wrapped(model).items():
+        save(tmp_path / name, other)
+        assert {t.dtype for t in load_file(tmp_path / name / "model.safetensors").values()} == {torch.float32}
+        assert_same_weights(tmp_path / name, copy.deepcopy(other).float() if name == "float16" else model)
+
+
+def test_a_model_in_ddp_is_saved_as_itself(model, tmp_path):
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        save(tmp_path / "ddp", nn.parallel.DistributedDataParallel(model))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_same_weights(tmp_path / "ddp", model)
+
+
+def test_a_model_without_biases_comes_back_without(tmp_path):
+    model = GPT(CONFIG.model_copy(update={"bias": False}))
+    save(tmp_path / "model", model)
+    assert_same_weights(tmp_path / "model", model)
+
+
+class Rounded(nn.Module):
+    """A linear layer whose weight is no parameter any more."""
+
+
+def test_what_cannot_be_saved_is_one_line_and_writes_nothing(model, tmp_path):
+    (tmp_path / "taken").symlink_to("nowhere")
+    rounded, untied = copy.deepcopy(model), copy.deepcopy(model)
+    rounded.blocks[1].mlp.c_fc = Rounded()
+    untied.lm_head.weight = nn.Parameter(torch.zeros(257, 8))
+    small = GPT(CONFIG.model_copy(update={"vocab_size": 100}))
+    for path, refused, tokenizer, message in [
+        ("taken", model, None, "taken: exists already; choose another folder"),
+        ("new", nn.Linear(2, 2), None, "model is a Linear, but must be a gptmini.GPT"),
+        ("new", rounded, None, "rounded for generating: load it with precision fp32"),
+        ("new", untied, None, "parameter lm_head.weight has no place in GPT-2"),
+        ("new", small, TOKENIZER, "the tokenizer has 257 tokens, but the model only 100"),
+    ]:
+        with pytest.raises(UserError, match=message) as refusal:
+            save(tmp_path / path, refused, tokenizer)
+        assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
+    create_file = atomic_io.create_file
+
+    def full_at_the_weights(path, data):
+        if path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        create_file(path, data)
+
+    monkeypatch.setattr(atomic_io, "create_file", full_at_the_weights)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path / "model", model)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def tensor_file(model, tmp_path):
+    """Change the header of a saved model's weights; returns its folder."""
+    save(tmp_path / "model", model)
+    path = tmp_path / "model" / "model.safetensors"
+    whole = path.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+
+    def change(edit, data=b""):
+        header = json.loads(whole[8 : 8 + length])
+        text = edit(header)
+        text = text if isinstance(text, bytes) else json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :] + data)
+        return tmp_path / "model"
+
+    return change
+
+
+LN = "transformer.ln_f.bias"
+END = 4 * sum(p.numel() for p in GPT(CONFIG).parameters())
+
+
+def test_safetensors_that_no_model_has_are_refused_by_name_shape_or_dtype(tensor_file):
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [END, END]}
+    for edit, message in [
+        (lambda h: h.update({"x": empty}), "tensor x has no place in this GPT-2"),
+        (lambda h: h.update({"a\n\x1b[2J": empty}), r"tensor 'a\\n\\x1b\[2J' has no place"),
+        (
+            lambda h: h[LN].update(shape=[1, 8]),
+            r"ln_f\.bias has shape \(1, 8\), but config\.json needs \(8,\)",
+        ),
+        (lambda h: h[LN].update(dtype="I32"), r"ln_f\.bias is torch\.int32: float32, float16"),
+        (lambda h: h[LN].update(dtype="F8_E4M3", shape=[32]), r"is torch\.float8_e4m3fn: float32, float16"),
+        (lambda h: h[LN].update(dtype="F31"), "not a safetensors file"),
+        (lambda h: h[LN].update(shape=[9]), "not a safetensors file"),
+        (lambda h: h.pop(LN) and None, "not a safetensors file"),  # its bytes are left without a name
+    ]:
+        folder = tensor_file(edit)
+        with pytest.raises((UserError, DamagedError), match=message) as refusal:
+            load_model(folder)
+        assert str(refusal.value).isprintable()
+
+
+def test_unknown_keys_of_a_header_are_passed_over_and_the_last_of_a_repeated_name_counts(tensor_file, model):
+    folder = tensor_file(lambda header: header[LN].update(url="http://example.org"))
+    assert_same_weights(folder, model)
+    first = b'{"%b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, ' % LN.encode()
+    folder = tensor_file(lambda header: json.dumps(header).encode().replace(b"{", first, 1))
+    assert_same_weights(folder, model)
+
+
+def test_a_header_of_more_than_100_mb_is_refused(tensor_file):
+    folder = tensor_file(lambda header: json.dumps(header).encode() + b" " * 100_000_001)
+    with pytest.raises(DamagedError, match=r"model\.safetensors: not a safetensors file: header too large"):
+        load_model(folder)
+
+
+def test_loaded_weights_do_not_change_with_their_file(model, tmp_path):
+    save(tmp_path / "model", model)
+    loaded, _ = load_model(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.write(bytes(size))
+    assert all(map(torch.equal, loaded.parameters(), model.parameters()))
