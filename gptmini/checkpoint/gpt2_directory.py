@@ -55,12 +55,12 @@ def gpt2_files(
     weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer | None
 ) -> dict[str, FileContent]:
     """The files of a GPT-2 directory by name."""
-    end_of_text = tokenizer.end_of_text if tokenizer else None
+    end_of_text = None if tokenizer is None else tokenizer.end_of_text
     return {
         "config.json": json_bytes(gpt2_config(config, end_of_text)),
         "generation_config.json": json_bytes(generation_config(end_of_text)),
         "model.safetensors": to_gpt2(weights, config),
-        **(tokenizer.files() if tokenizer else {}),
+        **({} if tokenizer is None else tokenizer.files()),
     }
 
 

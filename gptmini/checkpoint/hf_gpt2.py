@@ -77,41 +77,38 @@ def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> It
     stored = {name.removeprefix("transformer."): name for name in tensors}
     shapes = parameter_shapes(config)
     expected = {_gpt2_name(name) for name in shapes}
-    if missing := sorted(expected - stored.keys()):
+    needed = {_gpt2_name(name) for name in shapes if not is_absent_bias(name, config)}
+    if missing := sorted(needed - stored.keys()):
         raise UserError(f"tensor {missing[0]} is missing{_and_more(missing)}: config.json needs it")
     extra = sorted(name for name in stored.keys() - expected if not _OLD_BUFFERS.fullmatch(name))
-    has_head = extra == ["lm_head.weight"]  # some files repeat the tied output weights
-    if extra and not has_head:
+    if extra == ["lm_head.weight"]:  # some files repeat the tied output weights
+        head, embedding = (_float_tensor(tensors, stored[name]) for name in ("lm_head.weight", "wte.weight"))
+        if not head.float().equal(embedding.float()):
+            raise UserError(
+                "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
+            )
+    elif extra:
         raise UserError(f"tensor {printable(extra[0])} has no place in this GPT-2{_and_more(extra)}")
     if len(stored) != len(tensors):
         raise UserError("a tensor is there twice, with and without the prefix transformer.")
 
     for name, shape in shapes.items():
         gpt2_name = _gpt2_name(name)
-        is_transposed = name.endswith(_TRANSPOSED)
+        if gpt2_name not in stored:
+            continue  # the bias of a model without biases
         tensor = _float_tensor(tensors, stored[gpt2_name])
-        needed = shape[::-1] if is_transposed else shape
-        if tensor.shape != needed:
+        is_transposed = name.endswith(_TRANSPOSED)
+        if tensor.shape != (shape := shape[::-1] if is_transposed else shape):
             raise UserError(
-                f"tensor {gpt2_name} has shape {tuple(tensor.shape)}, but config.json needs {needed}"
+                f"tensor {gpt2_name} has shape {tuple(tensor.shape)}, but config.json needs {shape}"
             )
         if is_absent_bias(name, config):
             if tensor.any():
                 raise UserError(f"tensor {gpt2_name} must be zero: config.json says bias = false")
             continue
         # copied: the file may be memory-mapped, and training writes into parameters
-        value = (tensor.T if is_transposed else tensor).to(
-            torch.float32, memory_format=torch.contiguous_format, copy=True
-        )
-        if (
-            has_head
-            and name == "token_embedding.weight"
-            and not value.equal(_float_tensor(tensors, "lm_head.weight").float())
-        ):
-            raise UserError(
-                "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
-            )
-        yield name, value
+        tensor = tensor.T if is_transposed else tensor
+        yield name, tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def gpt2_config(config: GPTConfig, end_of_text: int | None) -> dict[str, Any]:

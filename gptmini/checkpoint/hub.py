@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gptmini.errors import UserError
 
-_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as in openai-community/gpt2-medium
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as in openai-community/gpt2-medium
 _FILES = [  # never pickled weights
     "config.json",
     "model.safetensors",
@@ -18,15 +18,16 @@ _FILES = [  # never pickled weights
 ]
 
 
-def find_weights(name: str) -> Path:
+def find_weights(name: str | Path) -> Path:
     """The folder `name`, or else the local copy of the model that the Hub has under that name.
 
-    What was fetched once is found again without a network. Raises UserError, saying what to fetch, where
-    there is neither.
+    What was downloaded once is found again without a network. Raises UserError, saying what to download,
+    where there is neither.
     """
-    if Path(name).exists() or not _NAME.fullmatch(name):
-        return Path(name)
-    import huggingface_hub
+    folder = Path(name).expanduser()
+    if folder.exists() or not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
+        return folder
+    import huggingface_hub  # slow to import
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))

@@ -6,7 +6,7 @@ before anything is loaded.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +56,9 @@ def write_files(folder: Path, contents: Mapping[str, FileContent]) -> None:
     # Two threads transpose, hash and read back while this one writes: each takes longer than a fast disk.
     with ThreadPoolExecutor(max_workers=2) as pool:
         encoded = {name: pool.submit(list, file_chunks(content)) for name, content in contents.items()}
-        summaries = {name: pool.submit(_summarize, chunks) for name, chunks in encoded.items()}
+        summaries = {
+            name: pool.submit(lambda c: _summarize(c.result()), chunks) for name, chunks in encoded.items()
+        }
         checks = []
         for name, chunks in encoded.items():
             atomic_io.create_file(folder / name, chunks.result())
@@ -106,20 +108,16 @@ def append_checksum(body: bytes) -> bytes:
 
 def summarize_file(path: Path) -> FileSummary:
     """Size and sha256 of a file as it is on disk; DamagedError where it cannot be read."""
-    digest = sha256()
     try:
         with open(path, "rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        return FileSummary(size=path.stat().st_size, sha256=digest.hexdigest())
+            return _summarize(iter(lambda: file.read(2**20), b""))
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _summarize(chunks: Future[list[bytes | memoryview]]) -> FileSummary:
-    """Size and sha256 of what is meant to be written."""
+def _summarize(chunks: Iterable[bytes | memoryview]) -> FileSummary:
     digest, size = sha256(), 0
-    for chunk in chunks.result():
+    for chunk in chunks:
         digest.update(chunk)
         size += len(chunk)
     return FileSummary(size=size, sha256=digest.hexdigest())

@@ -1,14 +1,14 @@
-"""A checkpoint that nanoGPT wrote, as a Hugging Face GPT-2 directory.
+"""A nanoGPT checkpoint read as a GPT.
 
 nanoGPT keeps its weights in a pickle. It is read by `torch.load(weights_only=True)`, which builds tensors
 and plain values and refuses everything else; there is no other way in. Still, open only files of people you
-trust: that reader has had holes.
+trust: that reader has had security holes.
 
-nanoGPT computes the exact GELU, x times the normal distribution function, where GPT-2 has its tanh form, so
-the model becomes a slightly different one; `Imported` says by how much.
+nanoGPT computes the exact GELU, x times the normal distribution function, where GPT-2 has its tanh
+approximation, so the logits change slightly; `Imported` says by how much.
 """
 
-import pickle  # for the name of its error; nothing is unpickled by it
+import pickle  # for its error class only
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,25 +19,23 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gptmini.checkpoint.gpt2_directory import build_model, save
-from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameter_shapes, parameters_from_gpt2, to_gpt2
+from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameters_from_gpt2
 from gptmini.data.tokenizers import load_gpt2
 from gptmini.errors import UserError
 from gptmini.model import GPT
 
 GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE = 50257, 50304  # nanoGPT pads GPT-2's vocabulary to a multiple of 64
-_SIZES = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size"}
 
 
 class Imported(NamedTuple):
-    """A model from nanoGPT, and what its other GELU means for it."""
+    """A model from nanoGPT, and how far its logits are from those with nanoGPT's GELU, on random tokens."""
 
     model: GPT
     largest_difference: float
-    """Of any logit, over four windows of random tokens."""
     mean_difference: float
-    """Of all these logits, their size without sign."""
+    """The mean of the absolute differences."""
     typical_logit: float
-    """The standard deviation of these logits, to compare with."""
+    """The standard deviation of the logits, to compare with."""
 
 
 def import_nanogpt(path: Path) -> Imported:
@@ -48,7 +46,7 @@ def import_nanogpt(path: Path) -> Imported:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about files that are then refused in one line
+            warnings.simplefilter("ignore")  # a file that torch warns of is refused below, in one line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -94,32 +92,33 @@ def _build(content: Any) -> GPT:
     args, tensors = content.get("model_args"), content.get("model")
     if not _is_dict(args) or not _is_dict(tensors) or not all(map(torch.is_tensor, tensors.values())):
         raise UserError("it has no model_args and model")
+    # prefixes that torch.compile and DDP leave in the names
     tensors = {name.removeprefix("_orig_mod.").removeprefix("module."): t for name, t in tensors.items()}
-    sizes = {ours: args.get(theirs) for ours, theirs in _SIZES.items()}
     vocab_size = args.get("vocab_size")
     if vocab_size == PADDED_VOCAB_SIZE:
         vocab_size = GPT2_VOCAB_SIZE
         for name in ("transformer.wte.weight", "lm_head.weight"):
             if name in tensors:
                 tensors[name] = tensors[name][:GPT2_VOCAB_SIZE]
-    values = {**sizes, "vocab_size": vocab_size, "resid_pdrop": args.get("dropout", 0.0)}
-    ours = {"bias": args.get("bias", True)}
-    config = config_from_gpt2({"model_type": "gpt2", **values, "gptmini": ours})
-    # GPT-2's files hold the transpose of a Linear weight, and zeros for biases that the model does not have.
-    transposed = {
-        name: tensor.T if tensor.dim() == 2 and name.startswith("transformer.h.") else tensor
-        for name, tensor in tensors.items()
-    }
-    if not config.bias:
-        zeros = to_gpt2(
-            {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}, config
-        )
-        transposed = {name: zero for name, zero in zeros.items() if name.endswith(".bias")} | transposed
-    return build_model(config, parameters_from_gpt2(transposed, config)).eval()
+    config = config_from_gpt2(
+        {
+            "model_type": "gpt2",
+            **{key: args.get(key) for key in ("n_layer", "n_head", "n_embd")},
+            "n_positions": args.get("block_size"),
+            "vocab_size": vocab_size,
+            "resid_pdrop": args.get("dropout", 0.0),
+            "gptmini": {"bias": args.get("bias", True)},
+        }
+    )
+    for name, tensor in tensors.items():
+        if name.startswith("transformer.h.") and tensor.dim() == 2:
+            tensors[name] = tensor.T  # a Linear weight (out, in), which GPT-2's files hold as (in, out)
+    return build_model(config, parameters_from_gpt2(tensors, config)).eval()
 
 
 @torch.inference_mode()
 def _differences(model: GPT) -> tuple[float, float, float]:
+    """Largest and mean difference, and standard deviation, of the logits of four windows."""
     generator = torch.Generator().manual_seed(0)
     shape = (4, min(model.config.context_length, 256))
     tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
