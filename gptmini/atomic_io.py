@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from gptmini.errors import InUseError
 
@@ -38,7 +37,8 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
             os.replace(temporary, path)  # readers see the old file or the new one, never a mixture
             _sync_folder(path.parent)
     except BaseException:
-        _discard(temporary)
+        with suppress(OSError):  # the first error is the one to report
+            _delete(temporary)
         raise
 
 
@@ -83,7 +83,8 @@ def new_folder(path: Path) -> Iterator[Path]:
                 _sync_folder(folder)
             os.rename(temporary, path)
     except BaseException:
-        _discard(temporary)
+        with suppress(OSError):  # the first error is the one to report
+            _delete(temporary)
         raise
     # The new name must survive a power loss before older checkpoints are removed.
     try:
@@ -157,14 +158,6 @@ class AppendOnlyLog:
         """Close the file."""
         with errors_name_path(self._path):
             os.close(self._file)
-
-    def __enter__(self) -> "AppendOnlyLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
@@ -251,12 +244,6 @@ def _delete(path: Path) -> None:
         os.rmdir(path)
     else:
         os.unlink(path)
-
-
-def _discard(temporary: Path) -> None:
-    """Clean up after a failure, whose own error is the one to report."""
-    with suppress(OSError):
-        _delete(temporary)
 
 
 def _temporary_name(path: Path) -> Path:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_cleaning_removes_temporary_names_only(tmp_path):
 
 def test_lines_are_appended_to_what_is_there(tmp_path):
     for line in ["one", "zwölf"]:
-        with atomic_io.AppendOnlyLog(tmp_path / "lines") as lines:
+        with closing(atomic_io.AppendOnlyLog(tmp_path / "lines")) as lines:
             lines.append(line)
             assert (tmp_path / "lines").read_text(encoding="utf-8").endswith(line + "\n")  # before the close
             lines.sync()

@@ -9,31 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, ValidationError
+from typing import Any
 
 from gptmini import atomic_io
 from gptmini.checkpoint.safetensors_io import FileContent, file_chunks, json_bytes, printable, read_json
 from gptmini.errors import DamagedError, UserError
-from gptmini.schema import Section, explain
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-
-class FileSummary(Section):
-    """Size in bytes and sha256 of a file."""
-
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class Manifest(Section):
-    """The files of a checkpoint by path, without the manifest itself."""
-
-    format_version: int
-    files: Annotated[dict[str, FileSummary], Field(min_length=1)]
+Summary = dict[str, int | str]
+"""Size in bytes and sha256 of a file."""
 
 
 def check_format_version(values: Mapping[str, Any], where: str | Path) -> None:
@@ -77,27 +63,24 @@ def verify(step_folder: Path) -> None:
     Raises DamagedError naming the first file that is missing, unexpected, a link, or not what was written;
     UserError if a later version of gptmini wrote the folder.
     """
-    manifest = _read_manifest(step_folder / MANIFEST)
+    written = _read_manifest(step_folder / MANIFEST)
     names = set(_files(step_folder)) - {MANIFEST}
-    if missing := sorted(manifest.files.keys() - names):
+    if missing := sorted(written.keys() - names):
         raise DamagedError(f"{printable(step_folder / missing[0])}: missing")
-    if extra := sorted(names - manifest.files.keys()):
+    if extra := sorted(names - written.keys()):
         raise DamagedError(f"{printable(step_folder / extra[0])}: not part of the checkpoint: remove it")
     with ThreadPoolExecutor() as pool:  # reading and sha256 release the GIL
-        summaries = pool.map(lambda name: summarize_file(step_folder / name), manifest.files)
-        for (name, written), found in zip(manifest.files.items(), summaries, strict=True):
-            path = step_folder / name
-            if found.size != written.size:
+        found = pool.map(lambda name: summarize_file(step_folder / name), written)
+        for (name, summary), found_summary in zip(written.items(), found, strict=True):
+            if found_summary != summary:
                 raise DamagedError(
-                    f"{path}: damaged: {found.size:,} bytes long, but {written.size:,} were written"
+                    f"{step_folder / name}: damaged: its sha256 is not that of what was written"
                 )
-            if found.sha256 != written.sha256:
-                raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
 
 
-def manifest_bytes(files: dict[str, FileSummary]) -> bytes:
+def manifest_bytes(files: Mapping[str, Summary]) -> bytes:
     """The text of the manifest of these files."""
-    body = json_bytes(Manifest(format_version=FORMAT_VERSION, files=files).model_dump())
+    body = json_bytes({"format_version": FORMAT_VERSION, "files": files})
     return append_checksum(body.removesuffix(b"\n}\n"))
 
 
@@ -106,7 +89,7 @@ def append_checksum(body: bytes) -> bytes:
     return body + b',\n  "sha256": "' + sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
-def summarize_file(path: Path) -> FileSummary:
+def summarize_file(path: Path) -> Summary:
     """Size and sha256 of a file as it is on disk; DamagedError where it cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -115,12 +98,12 @@ def summarize_file(path: Path) -> FileSummary:
         raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _summarize(chunks: Iterable[bytes | memoryview]) -> FileSummary:
+def _summarize(chunks: Iterable[bytes | memoryview]) -> Summary:
     digest, size = sha256(), 0
     for chunk in chunks:
         digest.update(chunk)
         size += len(chunk)
-    return FileSummary(size=size, sha256=digest.hexdigest())
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _read_back(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -136,17 +119,17 @@ def _read_back(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             raise DamagedError(f"{path}: the disk does not return what was written to it")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> dict[str, Summary]:
+    """The files that a manifest lists."""
     values = read_json(path)
     text = path.read_bytes()
     if text != append_checksum(text[: -len(append_checksum(b""))]):
         raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
     check_format_version(values, path)
-    del values["sha256"]
-    try:
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        raise DamagedError(explain(error, Manifest, str(path))) from None
+    files = values.get("files")
+    if not isinstance(files, dict):
+        raise DamagedError(f"{path}: lists no files")
+    return files
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+from contextlib import closing
 from itertools import count
 
 import hostile
@@ -78,7 +79,7 @@ def go_on(run, last_step, saved=lambda step: None):
         assert not skipped
         step = found.step if found else 0
         atomic_io.filter_lines(run / "metrics.jsonl", lambda line: metrics._step_of(line) <= step)
-        with atomic_io.AppendOnlyLog(run / "metrics.jsonl") as lines:
+        with closing(atomic_io.AppendOnlyLog(run / "metrics.jsonl")) as lines:
             while step < last_step:
                 step += 1
                 lines.append(json.dumps({"step": step}))
