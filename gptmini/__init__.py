@@ -12,11 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same table as below, for type checkers and editors
+    from gptmini.checkpoint.gpt2_directory import save as save
     from gptmini.checkpoint.store import load as load
     from gptmini.config import Config as Config
     from gptmini.config import GPTConfig as GPTConfig
     from gptmini.config import load_config as load_config
     from gptmini.data.tokenizers import Tokenizer as Tokenizer
+    from gptmini.evaluation.evaluate import evaluate as evaluate
     from gptmini.generation.attention import record_attention as record_attention
     from gptmini.generation.generate import generate as generate
     from gptmini.generation.streaming import generate_text as generate_text
@@ -31,8 +33,10 @@ _MODULE_OF = {
     "Config": "gptmini.config",
     "load_config": "gptmini.config",
     "Tokenizer": "gptmini.data.tokenizers",
+    "save": "gptmini.checkpoint.gpt2_directory",
     "load": "gptmini.checkpoint.store",
     "train": "gptmini.training.trainer",
+    "evaluate": "gptmini.evaluation.evaluate",
     "generate": "gptmini.generation.generate",
     "record_attention": "gptmini.generation.attention",
     "generate_text": "gptmini.generation.streaming",

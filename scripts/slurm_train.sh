@@ -12,7 +12,7 @@
 #
 # One torchrun on each node starts one process for each GPU, or on nodes without GPUs a single one; they meet
 # at the first node. A process that dies or hangs ends this attempt on all nodes, and torchrun starts the next
-# one, at most RESTARTS times; each goes on from the last checkpoint (--resume). Two minutes before the time is
+# one, at most RESTARTS times; each resumes from the last checkpoint (--resume). Two minutes before the time is
 # up Slurm sends SIGTERM: the run saves and stops. The run folder (train.out_dir) and the cache of prepared
 # text (GPTMINI_CACHE_DIR) must lie on a file system that all nodes see.
 set -euo pipefail

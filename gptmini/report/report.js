@@ -45,7 +45,8 @@ function specification(plot, values, width) {
   const zero = plot.field === "lr" || plot.field === "tokens_per_second";
   // an axis from zero would flatten the curves of loss and gradient norm
   const x = { field: "x", type: "quantitative", title, axis: { tickCount: Math.max(3, Math.floor(width / 90)), format: "~s", grid: false }, scale: { nice: false } };
-  const y = { field: "y", type: "quantitative", title: null, scale: { zero }, axis: { tickCount: 5, format: plot.field === "lr" ? "~g" : "~s" } };
+  const padding = plot.baselines ? 20 : 0;  // pixels, so that the lowest label stays above the axis
+  const y = { field: "y", type: "quantitative", title: null, scale: { zero, padding }, axis: { tickCount: 5, format: plot.field === "lr" ? "~g" : "~s" } };
   const encodedColor = { field: "run", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => color(i)) } };
   const tooltip = [
     ...(several ? [{ field: "run", type: "nominal" }] : []),
