@@ -105,7 +105,7 @@ def test_paragraphs_of_the_training_text_are_left_out_of_whole_validation_docume
 
 def test_a_validation_text_that_is_all_known_is_refused():
     with pytest.raises(
-        UserError, match=r"validation split has 0 tokens \(9 bytes that also stand in the training"
+        UserError, match=r"validation split has 0 tokens \(9 bytes that also occur in the training"
     ):
         prepare_corpus(corpus_of(b"same text"), corpus_of(b"same text", name="val"), BYTES, 4, quiet=True)
 

@@ -28,7 +28,7 @@ from gptmini.data.token_files import Meta, TokenData
 from gptmini.data.tokenizers import Tokenizer, build_tokenizer
 from gptmini.errors import UserError
 
-BATCH_BYTES = 1 << 18  # of text for one thread at a time
+BATCH_BYTES = 1 << 18  # of text that one thread encodes at a time
 SplitName = Literal["train", "val"]
 
 
@@ -53,9 +53,9 @@ def _open(data: DataConfig) -> tuple[Corpus, float | Corpus]:
 
 
 def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> TokenData | None:
-    """What `prepare` has made of this corpus before, or None; nothing is tokenized or downloaded for it.
+    """What `prepare` has made of this corpus before, or None; nothing is tokenized or downloaded.
 
-    The text is read once, as its digest tells whether it is still the same; standard input is not read.
+    The text is read once for its digest, as it may have changed. Standard input is not read.
     """
     for corpus in filter(None, (data.corpus, data.val_corpus)):
         for name in (corpus,) if isinstance(corpus, str) else corpus:
@@ -81,14 +81,14 @@ def prepare_corpus(
 ) -> TokenData:
     """A corpus as tokens; `validation` is the fraction at its end that is kept for it, or another corpus.
 
-    Where the validation text is made of whole documents, the paragraphs that also stand in the training text
-    are left out of it. Processes that prepare the same text wait for the first of them.
+    If the validation text is whole documents, paragraphs that the training text contains are left out of it.
+    Processes that prepare the same text wait for the first of them.
     """
     split = _split(corpus, validation)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _find_or_build_tokenizer(tokenizer, split, quiet)
     entry = token_cache.tokens_entry(split.digest, split.train_bytes, tokenizer)
-    with token_cache.exclusive(entry, quiet):
+    with token_cache.exclusive(entry, quiet):  # the first process writes, the others then find it
         found = token_cache.find_tokens(entry)
         if found is None:
             _write(entry / "tokens", split, tokenizer, quiet)
@@ -97,7 +97,7 @@ def prepare_corpus(
     for name, tokens in (("training", found.train), ("validation", found.val)):
         if len(tokens) < context_length + 1:
             repeated = found.meta.repeated_bytes if name == "validation" else 0
-            left_out = f" ({repeated:,} bytes that also stand in the training text were left out)"
+            left_out = f" ({repeated:,} bytes that also occur in the training text were left out)"
             raise UserError(
                 f"data.corpus = {corpus.name}: the {name} split has {len(tokens):,} tokens"
                 f"{left_out if repeated else ''}, but one window needs model.context_length + 1 = "
@@ -108,7 +108,7 @@ def prepare_corpus(
 
 
 def _find_or_build_tokenizer(config: TokenizerConfig, split: "_Split", quiet: bool) -> Tokenizer:
-    """A tokenizer is built once for a text; GPT-2's is saved once, and needs no network from then on."""
+    """A tokenizer is built once for a text. GPT-2's is saved too, so it needs the network only once."""
     entry = token_cache.tokenizer_entry(config, split.digest, split.train_bytes)
     if entry is None:
         return build_tokenizer(config, split.corpus)
@@ -131,18 +131,18 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Split:
-    """A corpus whose first `train_bytes` bytes are for training, and the others for validation."""
+    """A corpus whose first `train_bytes` bytes are for training, and the rest for validation."""
 
     corpus: Corpus
     train_bytes: int
-    between_documents: bool
+    between_documents: bool  # or else in the middle of one
 
     @property
     def digest(self) -> str:
         return self.corpus.contents.digest
 
-    def chunks(self, chunks: Iterable[Chunk]) -> Iterator[tuple[SplitName, Chunk]]:
-        """The chunks, each with its split; one across the border becomes two documents."""
+    def assign(self, chunks: Iterable[Chunk]) -> Iterator[tuple[SplitName, Chunk]]:
+        """The corpus's chunks, each with its split; one across the border becomes two documents."""
         position = 0
         for chunk in chunks:
             start, position = position, position + len(chunk.data)
@@ -169,7 +169,7 @@ def _split(corpus: Corpus, validation: float | Corpus) -> _Split:
         )
         return _Split(both, train_bytes=total, between_documents=True)
     place = int(total * (1 - validation))
-    # the document's end nearest to that place, if it is within half a validation split of it
+    # prefer the end of a document, if the nearest is within half a validation split
     ends = np.cumsum(contents.document_bytes)[:-1]
     if len(ends):
         nearest = int(ends[np.abs(ends - place).argmin()])
@@ -184,6 +184,7 @@ def _split(corpus: Corpus, validation: float | Corpus) -> _Split:
 def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> None:
     """Encode both splits into a new folder of token files, in one pass over the text."""
     contents = split.corpus.contents
+    # two bytes an id where the vocabulary allows, as for GPT-2's 50,257 tokens
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     passing, paragraphs = Fingerprint(), ParagraphDeduplicator()
     sizes: dict[SplitName, int] = {"train": 0, "val": 0}
@@ -206,13 +207,14 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
         for file_name, data in tokenizer.files().items():
             atomic_io.create_file(new / file_name, data)
         # all of train comes before all of val, so there are two groups at most
-        for name, pairs in itertools.groupby(split.chunks(read()), key=lambda pair: pair[0]):
+        for name, pairs in itertools.groupby(split.assign(read()), key=lambda pair: pair[0]):
             chunks = count(name, pairs)
             if split.between_documents:
                 chunks = paragraphs.remember(chunks) if name == "train" else paragraphs.drop(chunks)
             path = new / f"{name}.bin"
             atomic_io.create_file(path, _encode(tokenizer, chunks, dtype))
             tokens[name] = path.stat().st_size // dtype.itemsize
+        # the entry is named by the digest of the first pass
         if passing.contents().digest != contents.digest:
             raise UserError(f"data.corpus = {split.corpus.name}: changed while it was read; try again")
         meta = Meta(
@@ -255,12 +257,12 @@ def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> I
         while waiting:
             yield last
             last = waiting.popleft().result()
-    # every document ends with the end of text; behind the last one it goes
+    # encode_chunks ends every document with the end of text; the last one needs none
     yield last if tokenizer.end_of_text is None else last[: -dtype.itemsize]
 
 
 def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
-    """Chunks in groups of about BATCH_BYTES, so that short documents do not cost a thread's turn each."""
+    """Chunks in groups of about BATCH_BYTES, so that threads do not switch at every short document."""
     batch: list[Chunk] = []
     size = 0
     for chunk in chunks:

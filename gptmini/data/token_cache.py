@@ -44,7 +44,7 @@ def _entry(kind: str, *made_from: str | int) -> Path:
 
 @contextmanager
 def exclusive(entry: Path, quiet: bool) -> Iterator[None]:
-    """Wait until no other process works on this entry; then remove what a killed one left in it."""
+    """Hold an entry for the block: wait for other processes, and remove what a killed one left in it."""
     atomic_io.make_folder(entry)
     with ExitStack() as stack:
         for attempt in itertools.count():
@@ -55,7 +55,7 @@ def exclusive(entry: Path, quiet: bool) -> Iterator[None]:
                 if attempt == 0 and not quiet:
                     print("waiting for another process that prepares the same text", file=sys.stderr)
                 time.sleep(0.1)
-        atomic_io.clean_leftovers(entry)
+        atomic_io.clean_leftovers(entry)  # safe now that nobody else is writing here
         yield
 
 
@@ -66,7 +66,7 @@ def find_tokens(entry: Path) -> TokenData | None:
         return None
     try:
         return open_token_files(folder)
-    except (OSError, UserError):  # DamagedError is an OSError
+    except (OSError, UserError):  # DamagedError is an OSError; what made the files is still there
         atomic_io.remove_folder(folder)
         return None
 

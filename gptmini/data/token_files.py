@@ -54,12 +54,12 @@ class TokenData:
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def count_bytes(self, tokens: npt.ArrayLike) -> int:
-        """How many bytes of text ids of any shape stand for."""
+        """How many bytes of text these ids, of any shape, decode to."""
         return count_bytes(self.tokenizer, tokens)
 
 
 def count_bytes(tokenizer: Tokenizer, tokens: npt.ArrayLike) -> int:
-    """How many bytes of text ids of any shape stand for."""
+    """How many bytes of text these ids, of any shape, decode to; special tokens count none."""
     return int(tokenizer.token_byte_lengths[np.asarray(tokens)].sum())
 
 
@@ -69,6 +69,7 @@ def open_token_files(folder: Path) -> TokenData:
         meta = Meta.model_validate_json((folder / "meta.json").read_bytes())
     except ValidationError as error:
         raise DamagedError(f"{folder / 'meta.json'}: {error.errors()[0]['msg']}") from None
+    # ids mean nothing without the tokenizer that made them, so the two are kept together
     tokenizer = load_tokenizer(folder)
     if tokenizer is None or tokenizer.digest != meta.tokenizer_digest:
         raise DamagedError(f"{folder}: holds another tokenizer than meta.json says")
@@ -92,6 +93,6 @@ def release_pages(stream: np.ndarray) -> None:
 
     They stay in the operating system's page cache as long as memory lasts, so reading them again is cheap.
     """
-    mapped: object = stream.base
+    mapped: object = stream.base  # None for an array in memory
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

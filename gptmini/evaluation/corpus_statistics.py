@@ -21,7 +21,7 @@ class TextStatistics(NamedTuple):
     documents: int
     text_bytes: int
     longest_document_bytes: int
-    repeated_share: float  # of the bytes: paragraphs that stand earlier in the corpus already
+    repeated_share: float  # of the bytes: paragraphs that occurred earlier in the corpus
     tokens: int  # in both splits
     bytes_per_token: float
     gpt2_bytes_per_token: float | None  # of a sample; None where GPT-2's files cannot be had
@@ -43,7 +43,7 @@ def describe(corpus: Corpus, data: TokenData) -> TextStatistics:
 
 
 def _repeated_bytes(chunks: Iterable[Chunk]) -> int:
-    """Bytes of paragraphs that stand earlier already; needs 16 bytes of memory for each paragraph."""
+    """Bytes of paragraphs that occurred earlier; needs 16 bytes of memory for each paragraph."""
     hashes, lengths = array("q"), array("q")
     waiting = b""
     for chunk in chunks:

@@ -1,6 +1,6 @@
 """Text <-> token ids: byte pairs (gpt2, bpe, bytes) and characters (chars).
 
-Read base.py first, then byte_pair.py or chars.py. Every kind has one token that stands for no text: the end
+Read base.py first, then byte_pair.py or chars.py. Every kind has one token more than its text needs: the end
 of a document.
 """
 

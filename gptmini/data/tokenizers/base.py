@@ -29,8 +29,8 @@ BPE_SAMPLE_BYTES = 16 << 20  # of text to learn merges from; more takes longer a
 class Tokenizer(ABC):
     """A vocabulary of byte strings, and the rule by which a text becomes their ids.
 
-    Special tokens, such as the end of text, stand for no text: nothing encodes to them (`<|endoftext|>` in
-    a text is thirteen characters like any others), and they decode to nothing.
+    Special tokens, such as the end of text, are put between documents. They decode to no text, and no text
+    encodes to them: `<|endoftext|>` in a text is thirteen characters like any others.
 
     >>> tokenizer = Tokenizer.train("low lower lowest", vocab_size=260)
     >>> ids = tokenizer.encode("lower!")
@@ -41,13 +41,14 @@ class Tokenizer(ABC):
     """
 
     kind: str
-    tokens: Sequence[bytes]  # the UTF-8 bytes that each id stands for, none for a special token
+    tokens: Sequence[bytes]  # the UTF-8 bytes of each id, none for a special token
     special_tokens: Mapping[str, int]
     end_of_text: int | None  # always the last id; elsewhere, or None, only in tokenizers made by others
 
     _classes: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by kind
 
     def __init_subclass__(cls, kinds: Sequence[str] = ()) -> None:
+        # `class CharTokenizer(Tokenizer, kinds=("chars",))` runs this
         super().__init_subclass__()
         Tokenizer._classes.update(dict.fromkeys(kinds, cls))
 
@@ -68,7 +69,7 @@ class Tokenizer(ABC):
         """
         given = {
             "kind": kind,
-            "vocab_size": None if vocab_size is None else operator.index(vocab_size),
+            "vocab_size": None if vocab_size is None else operator.index(vocab_size),  # numpy's too
             "byte_fallback": byte_fallback,
         }
         config = validate(TokenizerConfig, given, "Tokenizer.train")
@@ -138,7 +139,7 @@ class Tokenizer(ABC):
     # ------------------------------------------------------------------------------------ ids -> text
 
     def decode(self, ids: Any) -> str:
-        """The text that ids stand for: a list, an array or a tensor of shape (T,), or a single id.
+        """The text of some ids: a list, an array or a tensor of shape (T,), or a single id.
 
         Bytes that are not UTF-8 become U+FFFD, the replacement character. Raises UserError for an id outside
         the vocabulary.
@@ -146,7 +147,7 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Any) -> bytes:
-        """The bytes that ids stand for: exactly those that were encoded, UTF-8 or not."""
+        """The bytes of some ids: exactly those that were encoded, UTF-8 or not."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids  # numpy's and PyTorch's
         pieces = []
         for i in [ids] if isinstance(ids, int) else ids:
@@ -159,7 +160,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def token_byte_lengths(self) -> np.ndarray:
-        """int64 (V,): how many bytes of text each id stands for, which bits per byte divides by."""
+        """int64 (V,): how many bytes of text each id decodes to; for the bits per byte of a loss."""
         return np.array([len(token) for token in self.tokens], dtype=np.int64)
 
     # ------------------------------------------------------------------------------------ identity, files

@@ -63,7 +63,7 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
 
     @classmethod
     def _learn(cls, texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-        """Fewer merges than asked for where too few pairs stand in the texts at least twice."""
+        """Fewer merges than asked for where too few pairs occur at least twice."""
         if config.kind == "bytes":
             return cls([*BYTES, b""], [], {END_OF_TEXT: 256})
         import tokenizers  # Hugging Face's, in Rust
@@ -101,7 +101,7 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         end = END_OF_TEXT.encode()
         joined = b"".join(chunk.data + end for chunk in chunks)
         whole = all(chunk.ends_document for chunk in chunks)
-        # one by one if a document goes on in the next batch, or if a text itself contains <|endoftext|>
+        # one by one if a document continues in the next batch, or if a text itself contains <|endoftext|>
         if not (self.merges and whole) or joined.count(end) > len(chunks):
             return super().encode_chunks(chunks)
         try:
@@ -163,7 +163,7 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
             merges.append((made[parts[0]], made[parts[1]]))
             made[token] = made[parts[0]] + made[parts[1]]
 
-        # What no merge makes is a special token.
+        # A token that is no byte and that no merge makes is a special token.
         special_tokens = {text: i for text, i in ids.items() if text not in made}
         if any(token.content in made for token in file.added_tokens):
             raise UserError(
@@ -215,5 +215,4 @@ def _to_unicode(token: bytes) -> str:
 
 
 def _from_unicode(text: str) -> bytes:
-    """Raises KeyError for a character that stands for no byte."""
     return bytes([_BYTE_OF_CHARACTER[character] for character in text])

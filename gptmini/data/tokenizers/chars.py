@@ -72,7 +72,7 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
         return ids.astype(np.uint32)
 
     def _look_up(self, text: str) -> np.ndarray:
-        """int64 ids; -1 for an unknown character, unless its bytes can stand for it."""
+        """int64 ids; -1 for an unknown character, or the ids of its bytes with `byte_fallback`."""
         code_points = _code_points(text)
         ids = self._id_of_code_point[code_points]
         unknown = ids < 0

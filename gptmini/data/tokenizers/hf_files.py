@@ -1,7 +1,7 @@
 """Hugging Face's tokenizer files as typed values: tokenizer.json, or GPT-2's older vocab.json and merges.txt.
 
-Only their form is checked here. What they mean for the ids is for the classes to say that are built from
-them: each reads and writes its own "model" entry.
+Only their form is checked here. byte_pair.py and chars.py decide what they mean: each reads and writes its
+own "model" entry.
 """
 
 import json
@@ -17,13 +17,13 @@ from gptmini.errors import DamagedError, UserError
 
 
 class _Json(BaseModel):
-    """What decides the ids in a file that others may have written; the rest of it is ignored."""
+    """The keys that decide the ids, in a file that others may have written; the rest is ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class AddedToken(_Json):
-    """A token that is not part of the model; a special one stands for no text."""
+    """A token beside the model's; a special one, such as <|endoftext|>, decodes to no text."""
 
     id: int
     content: str
@@ -55,13 +55,15 @@ class TokenizerFile(_Json):
 
     @property
     def kind(self) -> str:
-        """Which class reads it: whole words can only be characters, as can byte pairs without merges."""
+        """The kind of tokenizer that it describes: chars or bpe."""
         model = self.model
+        # with a byte fallback, characters are written as byte pairs that never merge
         is_chars = model.type == "WordLevel" or (model.byte_fallback and not model.merges)
         return "chars" if is_chars else "bpe"
 
     def ids(self) -> dict[str, int]:
         """The id of every token, added ones included. Raises DamagedError unless they count from 0."""
+        # added tokens may be in the vocabulary too
         ids = {**self.model.vocab, **{token.content: token.id for token in self.added_tokens}}
         if sorted(ids.values()) != list(range(len(ids))):
             raise DamagedError(
@@ -81,11 +83,11 @@ class _VocabFile(RootModel[dict[str, int]]):
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     """What a folder's tokenizer.json holds, or else its vocab.json and merges.txt; None without either.
 
-    OpenAI's own names of the pair, encoder.json and vocab.bpe, are read too. Raises DamagedError where a
-    file is broken, and UserError where it cannot be read or describes a tokenizer of another kind.
+    Raises DamagedError where a file is broken, and UserError where it cannot be read or describes a tokenizer
+    of another kind.
     """
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    if not vocab.is_file():
+    if not vocab.is_file():  # then OpenAI's own names
         vocab, merges = folder / "encoder.json", folder / "vocab.bpe"
     if path.is_file():
         file = _parse(path, TokenizerFile)
