@@ -29,7 +29,7 @@ class WindowSampler:
 
     def starts(self, step: int, batch_size: int) -> np.ndarray:
         """Where the windows of step 0, 1, ... begin in the stream, int64 (batch_size,)."""
-        # Number all windows ever seen from 0 on: step s takes the numbers from s * batch_size on.
+        # All windows of all epochs are numbered from 0 on: step s takes batch_size of them, from s * batch_size.
         numbers = step * batch_size + np.arange(batch_size)
         epochs = numbers // self.per_epoch  # a batch may reach into the next epoch
         return np.concatenate(
@@ -41,8 +41,8 @@ class WindowSampler:
 
     def _starts_in_epoch(self, epoch: int, numbers: np.ndarray) -> np.ndarray:
         """Where the windows with these numbers in an epoch begin."""
-        # The windows lie side by side, from another offset in each epoch, so that a token is not always seen
-        # at the same position.
+        # Windows lie side by side. The first begins at another offset in each epoch, so that a token is not
+        # always seen at the same position.
         slack = len(self.tokens) - 1 - self.per_epoch * self.context_length
         offset = derive_key(self.seed, epoch) % min(self.context_length, slack + 1)
         return offset + self.context_length * permute(numbers, self.per_epoch, (self.seed, epoch))
