@@ -58,12 +58,12 @@ def expected_values(model):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "kind", "error"),
+    ("dtype", "kind", "error"),
     [("float32", "F32", 0.0), ("float16", "F16", 5e-4), ("q8_0", "Q8_0", 1 / 127)],
 )
-def test_the_gguf_package_reads_the_same_weights_back(make, tmp_path, numbers, kind, error):
+def test_the_gguf_package_reads_the_same_weights_back(make, tmp_path, dtype, kind, error):
     model, tokenizer = make()
-    export_gguf(tmp_path / "m.gguf", model, tokenizer, numbers)
+    export_gguf(tmp_path / "m.gguf", model, tokenizer, dtype)
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     found, expected = values_of(reader), expected_values(model)
     assert found.keys() == expected.keys()
@@ -108,9 +108,9 @@ def test_what_cannot_be_exported_is_one_line(make, tmp_path):
 def test_the_command_exports_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    words = "train --data.corpus text.txt --tokenizer.kind bytes --model.n-layer 1 --model.n-head 1 --quiet"
-    words += " --model.n-embd 32 --model.context-length 16 --train.max-steps 1 --train.batch-size 2"
-    assert main([*words.split(), "--train.out-dir", "run"]) == 0
+    args = "train --data.corpus text.txt --tokenizer.kind bytes --model.n-layer 1 --model.n-head 1 --quiet"
+    args += " --model.n-embd 32 --model.context-length 16 --train.max-steps 1 --train.batch-size 2"
+    assert main([*args.split(), "--train.out-dir", "run"]) == 0
     assert main(["export", "run", "--format", "gguf", "--numbers", "q8_0"]) == 0
     assert capsys.readouterr().out.startswith("run-q8_0.gguf: ")
     assert gguf.GGUFReader(tmp_path / "run-q8_0.gguf").tensors

@@ -143,14 +143,14 @@ def tensor_file(model, tmp_path):
     """Change the header of a saved model's weights; returns its folder."""
     save(tmp_path / "model", model)
     path = tmp_path / "model" / "model.safetensors"
-    whole = path.read_bytes()
-    length = struct.unpack("<Q", whole[:8])[0]
+    original = path.read_bytes()
+    length = struct.unpack("<Q", original[:8])[0]
 
     def change(edit, data=b""):
-        header = json.loads(whole[8 : 8 + length])
+        header = json.loads(original[8 : 8 + length])
         text = edit(header)
         text = text if isinstance(text, bytes) else json.dumps(header).encode()
-        path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :] + data)
+        path.write_bytes(struct.pack("<Q", len(text)) + text + original[8 + length :] + data)
         return tmp_path / "model"
 
     return change

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from gptmini import atomic_io
@@ -25,7 +25,7 @@ from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
-from gptmini.schema import Section, explain
+from gptmini.schema import Section, validate
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})")
 
@@ -204,9 +204,9 @@ def _read_state(step_folder: Path) -> TrainingState:
     values = read_json(path)
     check_format_version(values, path)
     try:
-        return TrainingState.model_validate(values)
-    except ValidationError as error:
-        raise DamagedError(explain(error, TrainingState, str(path))) from None
+        return validate(TrainingState, values, str(path))
+    except UserError as error:
+        raise DamagedError(str(error)) from None
 
 
 def _read_checkpoint(step_folder: Path) -> Checkpoint:

@@ -1,6 +1,6 @@
 """What must hold for a run folder, as functions that the tests call and that no seeded bug may survive.
 
-Each takes an empty folder to work in and returns how many cases it looked at.
+Each takes an empty folder to work in and returns how many cases it tried.
 """
 
 import errno
@@ -31,7 +31,7 @@ VAL_LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 0.5, 6: 2.5}
 
 
 class PlainTokenizer:
-    """The two things that a store asks of a tokenizer."""
+    """What a store needs of a tokenizer."""
 
     end_of_text = 0
 
@@ -70,8 +70,8 @@ def assert_same(found, expected):
             assert torch.equal(one[name], other[name]), name
 
 
-def go_on(run, last_step, saved=lambda step: None):
-    """Do as a training run does: lock, clean, resume, and at each step a line of metrics and a checkpoint."""
+def train_steps(run, last_step, saved=lambda step: None):
+    """Act as a training run: lock, clean, resume, and at each step a line of metrics and a checkpoint."""
     checkpoints = store.CheckpointStore(run, keep=1)
     with checkpoints.lock():
         checkpoints.clean()
@@ -89,7 +89,7 @@ def go_on(run, last_step, saved=lambda step: None):
 
 
 def assert_intact(run, promised):
-    """The newest checkpoint is the last whose save returned, or the one after it; and every one is whole."""
+    """The newest checkpoint is the last whose save returned, or the one after it; every one verifies."""
     checkpoints = store.CheckpointStore(run, keep=1)
     for step in checkpoints.steps():
         manifest.verify(checkpoints.path(step))
@@ -103,15 +103,15 @@ def assert_intact(run, promised):
 
 
 def assert_finished(run, last_step):
-    """The run can go on, and after one step more its folder is that of an uninterrupted run, to the byte.
+    """The run resumes, and after one more step its folder is that of an uninterrupted run, to the byte.
 
     (Until that step, a checkpoint that a killed run did not come to prune is still there.)
     """
     uninterrupted = run.parent / f"uninterrupted-{last_step}"
     with Disk().under():
-        go_on(run, last_step + 1)
+        train_steps(run, last_step + 1)
         if not uninterrupted.exists():
-            go_on(uninterrupted, last_step + 1)
+            train_steps(uninterrupted, last_step + 1)
     assert contents(run) == contents(uninterrupted)
 
 
@@ -123,7 +123,7 @@ def started_run(folder):
     """A run that has saved step 1, made once and copied."""
     if not (folder / "started").exists():
         with Disk().under():
-            go_on(folder / "started", 1)
+            train_steps(folder / "started", 1)
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(folder / "started", run)
@@ -159,7 +159,7 @@ def check_kills(folder, stride=1, last_step=3):
 
             def work(report, run=run, fault=fault, at=at):
                 with Disk(fault, at).under():
-                    go_on(run, last_step, report)
+                    train_steps(run, last_step, report)
 
             promised, killed = in_a_child(work)
             if not killed:
@@ -181,7 +181,7 @@ def check_kill_chains(folder, chains, seed=0, last_step=4):
 
             def work(report, run=run, fault=fault, at=at):
                 with Disk(fault, at).under():
-                    go_on(run, last_step, report)
+                    train_steps(run, last_step, report)
 
             reported, killed = in_a_child(work)
             promised = max(promised, reported or 0)
@@ -200,12 +200,14 @@ def check_power_loss(folder, states, seed=0):
     root.mkdir()
     with Disk().under() as disk:
         for last_step in (3, 5):  # the second one resumes
-            go_on(root / "runs" / "a", last_step, lambda step: disk.log.append(("saved", (step,), None)))
+            train_steps(
+                root / "runs" / "a", last_step, lambda step: disk.log.append(("saved", (step,), None))
+            )
     instants = [(replay(disk.log[:n], root), last_saved(disk.log[:n])) for n in range(len(disk.log) + 1)]
-    seen, drawn = set(), 0
+    seen, sampled = set(), 0
     while len(seen) < states:
         for disk_then, promised in instants:
-            drawn += 1
+            sampled += 1
             tree = after_power_loss(disk_then, rng, keep=rng.choice([0.0, 0.2, 0.5, 0.8, 1.0]))
             if (key := repr((promised, tree))) in seen:
                 continue
@@ -215,7 +217,7 @@ def check_power_loss(folder, states, seed=0):
             store.CheckpointStore(run, keep=1).clean()
             assert_intact(run, promised)
             shutil.rmtree(folder / "found")
-    return drawn, len(seen)
+    return sampled, len(seen)
 
 
 def last_saved(log):
@@ -240,7 +242,7 @@ def check_faults(folder, stride=1, last_step=3):
                 cause = os.strerror(getattr(errno, name))
                 with Disk(fault, at, for_good).under() as disk:
                     try:
-                        go_on(run, last_step, promised.append)
+                        train_steps(run, last_step, promised.append)
                         error = None
                     except OSError as raised:
                         error = str(raised)
@@ -260,14 +262,14 @@ def check_short_writes(folder, stride=1, last_step=3):
     for cases in count():
         run = started_run(folder)
         with Disk(short_write, cases * stride).under() as disk:
-            go_on(run, last_step)
+            train_steps(run, last_step)
         if len(disk.log) <= cases * stride:
             return cases
         assert_finished(run, last_step)
 
 
 def check_lying_disk(folder, stride=1):
-    """A disk spoils one write of a save and says nothing: the save fails, and the checkpoint before stays."""
+    """A disk corrupts one write of a save silently: the save fails, and the previous checkpoint stays."""
     for cases in count():
         run = started_run(folder)
         checkpoints, damage = store.CheckpointStore(run, keep=1), None
@@ -284,7 +286,7 @@ def check_lying_disk(folder, stride=1):
 
 def step_folder(folder):
     """One small checkpoint, complete."""
-    go_on(folder / "run", 1)
+    train_steps(folder / "run", 1)
     return folder / "run" / "checkpoints" / "step-00000001"
 
 
@@ -298,7 +300,7 @@ def refused(folder, path):
 
 
 def overwrite(path, content):
-    """Change a file in place, which is quicker than to make it anew."""
+    """Change a file in place, which is faster than writing a new one."""
     with open(path, "r+b") as file:
         file.write(content)
         file.truncate()
@@ -308,14 +310,14 @@ def check_bit_flips(folder, stride=1):
     """Every `stride`-th bit of every file is flipped."""
     step, flips = step_folder(folder), 0
     for path in sorted(p for p in step.rglob("*") if p.is_file()):
-        whole = path.read_bytes()
-        for bit in range(flips % stride, 8 * len(whole), stride):
-            flipped = bytearray(whole)
+        original = path.read_bytes()
+        for bit in range(flips % stride, 8 * len(original), stride):
+            flipped = bytearray(original)
             flipped[bit // 8] ^= 1 << bit % 8
             overwrite(path, flipped)
             refused(step, path)
             flips += 1
-        overwrite(path, whole)
+        overwrite(path, original)
     manifest.verify(step)
     return flips
 
@@ -324,13 +326,13 @@ def check_lengths(folder, stride=1):
     """Every file is cut at every `stride`-th length, and has bytes appended."""
     step, cases = step_folder(folder), 0
     for path in sorted(p for p in step.rglob("*") if p.is_file()):
-        whole = path.read_bytes()
-        changed = [whole[:length] for length in range(cases % stride, len(whole), stride)]
-        for content in [*changed, whole + b"\0", whole + b"\n", whole + b" ", whole + whole]:
+        original = path.read_bytes()
+        changed = [original[:length] for length in range(cases % stride, len(original), stride)]
+        for content in [*changed, original + b"\0", original + b"\n", original + b" ", original + original]:
             overwrite(path, content)
             refused(step, path)
             cases += 1
-        overwrite(path, whole)
+        overwrite(path, original)
     manifest.verify(step)
     return cases
 
@@ -356,18 +358,18 @@ def check_missing_and_extra(folder):
 
 
 def check_fallback(folder):
-    """With any file of the newest checkpoint damaged, a resume goes on from the one before and says so."""
+    """With any file of the newest checkpoint damaged, a resume uses the previous one and reports it."""
     checkpoints, cases = store.CheckpointStore(folder / "run", keep=9), 0
     for step in (1, 2):
         checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
     for path in sorted(p for p in checkpoints.path(2).rglob("*") if p.is_file()):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
         found, skipped = checkpoints.latest()
         assert_same(found, checkpoint(1))
         assert len(skipped) == 1
         assert str(path) in skipped[0]
-        path.write_bytes(whole)
+        path.write_bytes(original)
         cases += 1
     return cases
 
@@ -410,7 +412,7 @@ def check_lock(folder):
 
 
 def check_moved_folder(folder):
-    """A run whose folder, or only its lock, is taken away says so at its next save and makes no other one."""
+    """A run whose folder, or only its lock, is removed fails at its next save and makes no new one."""
     taken_away = {"folder": "run", "lock": "run/.lock"}
     for name, path in taken_away.items():
         checkpoints = store.CheckpointStore(folder / name / "run", keep=1)
@@ -449,15 +451,15 @@ def check_hostile(folder, only=None):
 
     `only` names the file that is to do it.
     """
-    good_step, marker = step_folder(folder), folder / "executed"
-    good_hub = folder / "hub"
-    shutil.copytree(good_step, good_hub)
-    (good_hub / "manifest.json").unlink()
-    shutil.rmtree(good_hub / "training")
-    config = json.loads((good_hub / "config.json").read_bytes())
-    state = json.loads((good_step / "training" / "state.json").read_bytes())
-    good_manifest = json.loads((good_step / "manifest.json").read_bytes())
-    del good_manifest["sha256"]
+    valid_step, marker = step_folder(folder), folder / "executed"
+    valid_hub = folder / "hub"
+    shutil.copytree(valid_step, valid_hub)
+    (valid_hub / "manifest.json").unlink()
+    shutil.rmtree(valid_hub / "training")
+    config = json.loads((valid_hub / "config.json").read_bytes())
+    state = json.loads((valid_step / "training" / "state.json").read_bytes())
+    valid_manifest = json.loads((valid_step / "manifest.json").read_bytes())
+    del valid_manifest["sha256"]
     contents_of = {
         ("hub", "model.safetensors"): hostile.weights(marker),
         ("hub", "config.json"): hostile.configs(config),
@@ -465,14 +467,14 @@ def check_hostile(folder, only=None):
         ("run", "config.json"): hostile.configs(config),
         ("run", "training/optimizer.safetensors"): hostile.weights(marker),
         ("run", "training/state.json"): hostile.states(state, marker),
-        ("run", "manifest.json"): hostile.manifests(good_manifest),
+        ("run", "manifest.json"): hostile.manifests(valid_manifest),
     }
     cases = []
     for (kind, name), contents in contents_of.items():
         for what, content in contents.items() if only in (None, name) else ():
             if name == "training/optimizer.safetensors" and what in hostile.STRANGE:
-                continue  # the optimizers say which tensors they need
-            case, hub = copied(folder, kind, good_hub, good_step, len(cases))
+                continue  # the optimizer compares them with those it needs
+            case, hub = copied(folder, kind, valid_hub, valid_step, len(cases))
             if name == "model.safetensors.index.json":
                 (hub / "model.safetensors").unlink()
             (hub / name).write_bytes(hostile.with_checksum(content) if name == "manifest.json" else content)
@@ -480,13 +482,13 @@ def check_hostile(folder, only=None):
                 hostile.rewrite_manifest(hub)
             cases.append((f"{kind} {name}: {what}", case))
     for name in ("model.safetensors", "config.json") if only is None else ():
-        for what, make in hostile.PLACES.items():
-            case, hub = copied(folder, "hub", good_hub, good_step, len(cases))
+        for what, make in hostile.SPECIAL_FILES.items():
+            case, hub = copied(folder, "hub", valid_hub, valid_step, len(cases))
             (hub / name).unlink()
             make(hub / name)
             cases.append((f"hub {name}: {what}", case))
     for name in ("model.safetensors", "training") if only is None else ():
-        case, hub = copied(folder, "run", good_hub, good_step, len(cases))
+        case, hub = copied(folder, "run", valid_hub, valid_step, len(cases))
         (hub / name).rename(case / "outside")
         (hub / name).symlink_to(case / "outside")
         cases.append((f"run {name}: a link", case))
@@ -499,11 +501,11 @@ def check_hostile(folder, only=None):
     return len(cases)
 
 
-def copied(folder, kind, good_hub, good_step, number):
-    """A folder for `load`, and the GPT-2 directory in it: a copy of a good one, to be spoiled."""
+def copied(folder, kind, valid_hub, valid_step, number):
+    """A folder for `load`, and the GPT-2 directory in it: a copy of a valid one, to be damaged."""
     case = folder / f"case-{number}"
     hub = case if kind == "hub" else case / "checkpoints" / "step-00000001"
-    shutil.copytree(good_hub if kind == "hub" else good_step, hub)
+    shutil.copytree(valid_hub if kind == "hub" else valid_step, hub)
     return case, hub
 
 

@@ -44,7 +44,7 @@ class Disk:
 
     @contextmanager
     def under(self, module=atomic_io):
-        """Put this disk under the durable module for the length of the block."""
+        """Put this disk under atomic_io for the length of the block."""
         module.os = self
         try:
             yield self
@@ -155,7 +155,7 @@ def after_power_loss(folder, rng, keep):
     """One state that the disk may be found in, as nested dicts of bytes.
 
     Of a file, what was not synced is there, cut at any byte, zeroed, or missing; of a folder, each change of
-    a name that was not synced happened or did not, whatever the others did. `keep` is the share that did.
+    a name that was not synced happened or did not, whatever the others did. `keep` is the fraction that did.
     """
     found = dict(folder.synced)
     for change in folder.pending:

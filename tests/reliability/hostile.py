@@ -1,6 +1,6 @@
-"""Checkpoints made to do harm, each as a change to a good one.
+"""Checkpoints made to do harm, each a change to a valid one.
 
-A GPT-2 directory has no manifest; a step's folder is given a manifest that fits the harm in it, as an
+A GPT-2 directory has no manifest; a step's folder is given a matching manifest, as an
 attacker would do.
 """
 
@@ -97,11 +97,11 @@ STRANGE = {
 """Weights that are safetensors all the same: names, shapes and dtypes are compared with what is needed."""
 
 
-def configs(good):
+def configs(valid):
     """Contents of config.json, by what is wrong with them."""
 
-    def changed(**keys):
-        return json.dumps({**good, **keys}).encode()
+    def changed(**changes):
+        return json.dumps({**valid, **changes}).encode()
 
     return {
         "10**12 parameters": changed(n_layer=1024, n_embd=2**17, n_head=1, vocab_size=2**24),
@@ -153,11 +153,11 @@ def indexes():
     }
 
 
-def states(good, marker):
+def states(valid, marker):
     """Contents of training/state.json, by what is wrong with them."""
 
-    def changed(**keys):
-        return json.dumps({**good, **keys}).encode()
+    def changed(**changes):
+        return json.dumps({**valid, **changes}).encode()
 
     return {
         "a pickle": pickle.dumps(Evil(marker)),
@@ -174,30 +174,32 @@ def states(good, marker):
     }
 
 
-def manifests(good):
-    """Contents of manifest.json, with the checksum that a good one has, by what is wrong with them."""
+def manifests(valid):
+    """Contents of manifest.json, with the checksum that a valid one has, by what is wrong with them."""
 
     def with_files(files):
         return json.dumps({"format_version": 1, "files": files}).encode()
 
-    some = next(iter(good["files"].values()))
+    some = next(iter(valid["files"].values()))
     return {
-        "a path upwards": with_files({**good["files"], "../outside": some}),
-        "an absolute path": with_files({**good["files"], "/etc/passwd": some}),
+        "a path upwards": with_files({**valid["files"], "../outside": some}),
+        "an absolute path": with_files({**valid["files"], "/etc/passwd": some}),
         "no files": with_files({}),
         "files in a list": with_files([]),
-        "a size that is text": with_files({name: {**some, "size": "1"} for name in good["files"]}),
-        "a digest that is a list": with_files({name: {**some, "sha256": []} for name in good["files"]}),
-        "a name with line ends": with_files({**good["files"], "a\n\x1b[2J": some}),
-        "a later version": json.dumps({**good, "format_version": 2}).encode(),
-        "a version that is a list": json.dumps({**good, "format_version": [1]}).encode(),
-        "an infinite version": json.dumps({**good, "format_version": 0}).encode().replace(b": 0", b": 1e999"),
+        "a size that is text": with_files({name: {**some, "size": "1"} for name in valid["files"]}),
+        "a digest that is a list": with_files({name: {**some, "sha256": []} for name in valid["files"]}),
+        "a name with line ends": with_files({**valid["files"], "a\n\x1b[2J": some}),
+        "a later version": json.dumps({**valid, "format_version": 2}).encode(),
+        "a version that is a list": json.dumps({**valid, "format_version": [1]}).encode(),
+        "an infinite version": json.dumps({**valid, "format_version": 0})
+        .encode()
+        .replace(b": 0", b": 1e999"),
         "a key twice": b'{"format_version": 1, "format_version": 1, "files": {}}',
         "deep nesting": b'{"a":' * 100_000,
     }
 
 
-PLACES = {
+SPECIAL_FILES = {
     "a pipe": os.mkfifo,
     "a link to endless zeros": lambda path: path.symlink_to("/dev/zero"),
     "a link to nothing": lambda path: path.symlink_to("nothing"),
@@ -219,5 +221,5 @@ def rewrite_manifest(step_folder):
 
 
 def with_checksum(text):
-    """A manifest's text with the sha256 of itself, as a good one has it."""
+    """A manifest's text with the sha256 of itself, as a valid one has it."""
     return manifest.append_checksum(text.rstrip().removesuffix(b"}").rstrip())

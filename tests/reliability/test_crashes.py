@@ -23,8 +23,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, long):
 
 
 def test_after_a_power_loss_there_is_a_complete_checkpoint(tmp_path, long):
-    drawn, distinct = checks.check_power_loss(tmp_path, 10_000 if long else 120)
-    print(f"states after a power loss: {drawn}, distinct: {distinct}")
+    sampled, distinct = checks.check_power_loss(tmp_path, 10_000 if long else 120)
+    print(f"states after a power loss: {sampled}, distinct: {distinct}")
 
 
 def test_a_failing_disk_is_reported_and_loses_nothing(tmp_path, long):
@@ -39,7 +39,7 @@ def test_short_writes_lose_nothing(tmp_path, long):
     assert cases >= 15
 
 
-def test_a_disk_that_spoils_a_write_is_found_out(tmp_path, long):
+def test_a_disk_that_corrupts_a_write_is_noticed(tmp_path, long):
     cases = checks.check_lying_disk(tmp_path, stride=1 if long else 3)
-    print(f"operations tried with a spoiled write: {cases}")
+    print(f"operations tried with a corrupted write: {cases}")
     assert cases >= (70 if long else 20)

@@ -15,7 +15,7 @@ def test_missing_files_links_and_extra_files_are_refused(tmp_path):
     print(f"missing, linked or extra files: {checks.check_missing_and_extra(tmp_path)}")
 
 
-def test_a_resume_falls_back_over_a_damaged_checkpoint(tmp_path):
+def test_a_resume_falls_back_from_a_damaged_checkpoint(tmp_path):
     print(f"files damaged before a resume: {checks.check_fallback(tmp_path)}")
 
 
