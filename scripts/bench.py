@@ -1,4 +1,4 @@
-"""Measurements, side by side in one run: `python scripts/bench.py train` (or another of these)."""
+"""Benchmarks, each against its alternatives in one run: `python scripts/bench.py train`, for example."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
-from benchmarks.distributed import bench_ranks
+from benchmarks.distributed import bench_distributed
 from benchmarks.generate import bench_generate
 from benchmarks.memory import bench_memory
 from benchmarks.prepare import bench_prepare
@@ -14,27 +14,25 @@ from benchmarks.train import TABLES, bench_train
 
 
 def main() -> None:
-    """Run one bench."""
+    """Run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     benches = parser.add_subparsers(dest="bench", required=True)
-    train = benches.add_parser("train", help="time to a loss, tokens per second, share of the ceilings")
-    train.add_argument(
-        "--peer-nanogpt", type=Path, metavar="PATH", help="a nanoGPT checkout to measure beside"
-    )
-    train.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default 3)")
-    train.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="these tables only")
-    benches.add_parser("generate", help="tokens per second against transformers and the memory")
-    benches.add_parser("prepare", help="bytes per second and memory of tokenizing a gigabyte")
-    benches.add_parser("memory", help="the peak of whole training runs against gptmini plan; for Linux")
-    distributed = benches.add_parser("ranks", help="two processes with one thread each against one with two")
+    train = benches.add_parser("train", help="time to a loss, tokens per second, FLOP/s against a matmul")
+    train.add_argument("--peer-nanogpt", type=Path, metavar="PATH", help="a nanoGPT checkout to compare with")
+    train.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement (default 3)")
+    train.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="only these tables")
+    benches.add_parser("generate", help="tokens per second against transformers and memory bandwidth")
+    benches.add_parser("prepare", help="throughput and memory of tokenizing a gigabyte")
+    benches.add_parser("memory", help="peak memory of training runs against gptmini plan; on Linux")
+    distributed = benches.add_parser("ranks", help="two ranks of one thread against one process of two")
     distributed.add_argument(
-        "--rounds", type=int, default=3, help="how often each contender runs (default 3)"
+        "--rounds", type=int, default=3, help="repetitions of each measurement (default 3)"
     )
     options = parser.parse_args()
     if options.bench == "train":
         bench_train(options.peer_nanogpt, options.rounds, options.only)
     elif options.bench == "ranks":
-        bench_ranks(options.rounds)
+        bench_distributed(options.rounds)
     else:
         benches_alone = {"generate": bench_generate, "prepare": bench_prepare, "memory": bench_memory}
         benches_alone[options.bench]()

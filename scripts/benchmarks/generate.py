@@ -1,4 +1,4 @@
-"""Generation: tokens per second against transformers and against what the memory allows."""
+"""Generation: tokens per second against transformers and against memory bandwidth."""
 
 import copy
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from benchmarks.machine import describe, in_turn, read_bandwidth, times_faster
+from benchmarks.machine import describe_machine, read_bandwidth, speedup, time_interleaved
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -24,40 +24,41 @@ GPT2_124M = GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024, vo
 
 
 def bench_generate() -> None:
-    """Tokens per second against transformers and against the memory, on random GPT-2 124M weights."""
+    """Tokens per second against transformers and memory bandwidth, with random GPT-2 124M weights."""
     torch.manual_seed(0)
     model = GPT(GPT2_124M).eval()
     models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
     models["transformers bf16"] = copy.deepcopy(models["transformers"]).bfloat16()
-    for weights in ("fp32", "bf16", "int8"):
-        models[weights] = optimize_for_cpu(copy.deepcopy(model), weights)
-    print(f"{describe()}, {ROUNDS} rounds")
+    for precision in ("fp32", "bf16", "int8"):
+        models[precision] = optimize_for_cpu(copy.deepcopy(model), precision)
+    print(f"{describe_machine()}, {ROUNDS} rounds")
+    # Decoding one token reads every weight once, so bandwidth over bytes of weights is an upper bound.
     bandwidth = read_bandwidth()
-    numbers = sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
-    bounds = {name: bandwidth / (size * numbers) for name, size in {"fp32": 4, "bf16": 2, "int8": 1}.items()}
-    print(f"memory gives {bandwidth / 1e9:.1f} GB/s; {numbers / 1e6:.0f} M weights are read for each token")
+    weights_read = sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
+    bounds = {
+        name: bandwidth / (size * weights_read) for name, size in {"fp32": 4, "bf16": 2, "int8": 1}.items()
+    }
+    print(f"memory bandwidth {bandwidth / 1e9:.1f} GB/s; {weights_read / 1e6:.0f} M weights read per token")
 
     for batch in (1, 16):
         print(f"\nbatch {batch}, {PROMPT}-token prompt, {NEW} new tokens, greedy")
         tokens = torch.randint(50257, (batch, PROMPT))
         names = list(models) if batch == 1 else ["transformers", "fp32", "bf16"]
-        rounds = in_turn({name: generation(models[name], tokens, NEW) for name in names}, ROUNDS)
+        rounds = time_interleaved({name: generation(models[name], tokens, NEW) for name in names}, ROUNDS)
         for name, seconds in rounds.items():
             speed = batch * NEW / median(seconds)
-            line = f"  {name:18}{speed:8.1f} tokens/s   {times_faster(rounds, name, 'transformers')}"
+            line = f"  {name:18}{speed:8.1f} tokens/s   {speedup(rounds, name, 'transformers')}"
             if batch == 1 and name in bounds:
-                line += f", {speed / bounds[name]:.0%} of the memory's bound of {bounds[name]:.0f}"
+                line += f", {speed / bounds[name]:.0%} of the bandwidth's bound of {bounds[name]:.0f}"
             print(line)
 
     print(f"\nfirst token of a {LONG_PROMPT}-token prompt")
     tokens = torch.randint(50257, (1, LONG_PROMPT))
-    rounds = in_turn({name: generation(m, tokens, 1) for name, m in models.items()}, ROUNDS)
+    rounds = time_interleaved({name: generation(m, tokens, 1) for name, m in models.items()}, ROUNDS)
     for name, seconds in rounds.items():
-        print(
-            f"  {name:18}{median(seconds) * 1e3:8.0f} ms         {times_faster(rounds, name, 'transformers')}"
-        )
+        print(f"  {name:18}{median(seconds) * 1e3:8.0f} ms         {speedup(rounds, name, 'transformers')}")
 
-    print("\ncost per token as the text grows to the whole context, batch 1")
+    print("\ntime per token as the text grows to the full context, batch 1")
     tokens = torch.randint(50257, (1, PROMPT))
     for name in ("fp32", "bf16"):
         seconds = token_seconds(models[name], tokens, GPT2_124M.context_length - PROMPT)
@@ -77,7 +78,7 @@ def transformers_twin(model: GPT) -> GPT2LMHeadModel:
 
 
 def generation(model: GPT | GPT2LMHeadModel, tokens: Tensor, n: int) -> Callable[[], Tensor]:
-    """Greedy generation of n tokens, by the model's own library."""
+    """Greedy generation of n tokens by the model's own library."""
     if isinstance(model, GPT):
         return lambda: generate(model, tokens, max_new_tokens=n, temperature=0.0)
     options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}

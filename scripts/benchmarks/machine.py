@@ -1,7 +1,7 @@
-"""The machine under the measurements: what it is, what it can do at best, and how time is taken on it.
+"""What the machine is, what it can reach at best, and how benchmarks take time on it.
 
-The tasks of one table are done in turn, round after round, so that what else the machine does disturbs all
-alike; each figure is a median of the rounds. Compare ratios, not seconds of different runs.
+The tasks of a table are interleaved, round after round, so that other load on the machine affects all of them
+alike; each number is the median of the rounds. Compare ratios, not seconds of different runs.
 """
 
 import time
@@ -11,40 +11,40 @@ from statistics import median
 import torch
 
 
-def describe() -> str:
-    """What the figures depend on, in a line."""
+def describe_machine() -> str:
+    """A line with what the numbers depend on."""
     device = f"CUDA {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{torch.get_num_threads()} threads, {capability}, {device}, torch {torch.__version__}"
 
 
-def in_turn(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that each task takes in each round; one more round goes before, to warm up."""
+def time_interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each task in each round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(1 + rounds):
         for name, task in tasks.items():
             start = time.perf_counter()
             task()
             seconds[name].append(time.perf_counter() - start)
-    return {name: counted for name, (_, *counted) in seconds.items()}
+    return {name: measured for name, (_, *measured) in seconds.items()}
 
 
-def times_faster(rounds: Mapping[str, list[float]], name: str, reference: str) -> str:
-    """How many times faster than the reference: the median of each round's own ratio."""
+def speedup(rounds: Mapping[str, list[float]], name: str, reference: str) -> str:
+    """Speedup over the reference: the median of the ratios within each round."""
     return (
         f"{median([a / b for a, b in zip(rounds[reference], rounds[name], strict=True)]):.2f} x {reference}"
     )
 
 
 def read_bandwidth(rounds: int = 5) -> float:
-    """Bytes per second at which 1 GiB is read, by the fastest of three plain readers in its best round."""
+    """Memory bandwidth in bytes per second: 1 GiB read by the fastest of three reductions."""
     memory = torch.ones(2**16, 2**12)
-    readers = {"sum": memory.sum, "maximum": memory.amax, "product": lambda: memory.mv(memory[0])}
-    return memory.nbytes / min(map(min, in_turn(readers, rounds).values()))
+    readers = {"sum": memory.sum, "max": memory.amax, "matvec": lambda: memory.mv(memory[0])}
+    return memory.nbytes / min(map(min, time_interleaved(readers, rounds).values()))
 
 
-def product_flops(dtype: torch.dtype, rounds: int = 9) -> float:
-    """Floating-point operations per second of a 2048 x 2048 matrix product, in its best round."""
+def matmul_flops(dtype: torch.dtype, rounds: int = 9) -> float:
+    """FLOP/s of a 2048 x 2048 matrix product in its best round."""
     n = 2048
     a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    return 2 * n**3 / min(in_turn({"product": lambda: a @ b}, rounds)["product"])
+    return 2 * n**3 / min(time_interleaved({"matmul": lambda: a @ b}, rounds)["matmul"])

@@ -1,4 +1,4 @@
-"""Memory: the peak of whole training runs, each a process of its own, beside what `gptmini plan` says."""
+"""Memory: the peak of training runs, each a process of its own, against the estimate of `gptmini plan`."""
 
 import json
 import sys
@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
-from benchmarks.train import ROOT, TORCHRUN, run, write_words
+from benchmarks.machine import describe_machine
+from benchmarks.processes import ROOT, TORCHRUN, run, write_words
 
 from gptmini.config import Config, GPTConfig, load_config
 from gptmini.data.prepare import prepare
@@ -17,7 +17,7 @@ SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "context_length": 128}
 MEDIUM = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256}
 WIDE = {"n_layer": 4, "n_head": 12, "n_embd": 768, "context_length": 256}
 DEEP = {"n_layer": 12, "n_head": 8, "n_embd": 512, "context_length": 256}
-FITTED: list[dict[str, Any]] = [  # what the plan's rules of thumb were chosen by
+FITTED: list[dict[str, Any]] = [  # the constants in training/estimate.py were fitted to these
     {"model": SMALL, "batch": 32},
     {"model": SMALL, "batch": 32, "precision": "bf16", "optimizer": "muon"},
     {"model": MEDIUM, "batch": 12},
@@ -60,29 +60,29 @@ HELD_OUT: list[dict[str, Any]] = [
 
 
 def bench_memory() -> None:
-    """Print the peak of each run, what was planned, and how far off that is."""
-    print(describe())
+    """Print the estimated and the measured peak of each run, and the error."""
+    print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         write_words(text, 4_000_000)
-        print(f"{'':58}{'planned':>9}{'measured':>10}{'off by':>9}", flush=True)
+        print(f"{'':58}{'estimate':>9}{'measured':>10}{'error':>9}", flush=True)
         smallest = {"model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 8}, "batch": 2}
-        show("the smallest run: PyTorch itself", PYTORCH_BYTES, peak_bytes(config_of(smallest, text), 1))
+        print_row("the smallest run: PyTorch itself", PYTORCH_BYTES, peak_bytes(config_of(smallest, text), 1))
         of_two = peak_bytes(config_of(smallest, text), 2)
-        show("the smallest run on two ranks", PYTORCH_BYTES + RANKS_BYTES, of_two)
-        for title, runs in (("", FITTED), ("not looked at for the plan's rules:", HELD_OUT)):
+        print_row("the smallest run on two ranks", PYTORCH_BYTES + RANKS_BYTES, of_two)
+        for title, runs in (("", FITTED), ("held out:", HELD_OUT)):
             print(title, end="\n" if title else "")
             for values in runs:
                 config, world_size = config_of(values, text), values.get("ranks", 1)
                 model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 257, **config.model.model_dump())
-                planned = estimate(config, model, None, config.runtime.precision, world_size).memory.peak
-                show(title_of(values), planned, peak_bytes(config, world_size))
+                estimated = estimate(config, model, None, config.runtime.precision, world_size).memory.peak
+                print_row(title_of(values), estimated, peak_bytes(config, world_size))
 
 
 def title_of(values: dict[str, Any]) -> str:
-    """A run in some words."""
+    """A short description of a run."""
     model = values["model"]
-    words = [
+    parts = [
         f"{values['ranks']} ranks" if "ranks" in values else None,
         values.get("parallel"),
         f"{model['n_layer']} x {model['n_embd']}",
@@ -95,17 +95,17 @@ def title_of(values: dict[str, Any]) -> str:
         f"{values['vocab_size']:,} tokens" if "vocab_size" in values else None,
         "checkpointed" if "checkpointing" in values else None,
     ]
-    return ", ".join(word for word in words if word)
+    return ", ".join(part for part in parts if part)
 
 
-def show(name: str, planned: int, measured: int) -> None:
-    """One row."""
-    off = planned / measured - 1
-    print(f"{name:58}{planned / 2**20:5,.0f} MiB{measured / 2**20:6,.0f} MiB{off:+9.1%}", flush=True)
+def print_row(name: str, estimated: int, measured: int) -> None:
+    """Print one row of the table."""
+    error = estimated / measured - 1
+    print(f"{name:58}{estimated / 2**20:5,.0f} MiB{measured / 2**20:6,.0f} MiB{error:+9.1%}", flush=True)
 
 
 def config_of(values: dict[str, Any], text: Path) -> Config:
-    """The config of a run of three steps, evaluated and saved."""
+    """The config of a run of three steps with an evaluation and a checkpoint."""
     bpe = {"kind": "bpe", "vocab_size": values["vocab_size"]} if "vocab_size" in values else {"kind": "bytes"}
     sections = {
         "model": values["model"],
@@ -130,7 +130,7 @@ def config_of(values: dict[str, Any], text: Path) -> Config:
     return load_config(path)
 
 
-# A process's highest resident memory since its program began: ru_maxrss also remembers who started it.
+# VmHWM is the peak resident memory of this program alone; ru_maxrss includes the process that started it.
 RUN = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -143,13 +143,13 @@ sys.exit(code)
 
 
 def peak_bytes(config: Config, world_size: int) -> int:
-    """The highest resident memory of a rank of a run on a corpus that is prepared already; for Linux."""
+    """Peak resident memory of the largest rank of a run, on a corpus that is prepared already; Linux only."""
     prepare(config.data, config.tokenizer, config.model.context_length)
     with tempfile.TemporaryDirectory() as folder:
         path, program = Path(folder, "config.yaml"), Path(folder, "run.py")
         path.write_text(config.model_dump_json())
         program.write_text(RUN)
         python = [sys.executable] if world_size == 1 else [*TORCHRUN, str(world_size)]
-        words = ["train", str(path), "--quiet", "--train.out-dir", f"{folder}/run"]
-        peaks = run([*python, str(program), *words], cwd=Path(folder)).split()
+        args = ["train", str(path), "--quiet", "--train.out-dir", f"{folder}/run"]
+        peaks = run([*python, str(program), *args], cwd=Path(folder)).split()
         return 1024 * max(map(int, peaks))

@@ -1,4 +1,4 @@
-"""Preparing a gigabyte of text with a BPE of GPT-2's size: seconds, megabytes a second, peak memory."""
+"""Preparing a gigabyte of text with a BPE of GPT-2's size: seconds, throughput, peak memory."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def bench_prepare() -> None:
-    """Prepare made-up text in a process of its own, and print what it took."""
+    """Prepare synthetic text in a process of its own, and print its time and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "text.jsonl")
         started = time.perf_counter()
         write_text(path)
-        print(f"{path.stat().st_size / 1e9:.2f} GB of made-up text, {time.perf_counter() - started:.0f} s")
+        print(f"{path.stat().st_size / 1e9:.2f} GB of synthetic text, {time.perf_counter() - started:.0f} s")
         environment = {**os.environ, "GPTMINI_CACHE_DIR": folder, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", PREPARE, path], check=True, env=environment)
 
@@ -41,17 +41,17 @@ times.append(time.perf_counter())
 report("first pass, for the digest", times[1] - times[0])
 tokenizer = build_tokenizer(TokenizerConfig(vocab_size=50257), corpus)
 times.append(time.perf_counter())
-report(f"learning {tokenizer.vocab_size:,} tokens", times[2] - times[1])
+report(f"training BPE, {tokenizer.vocab_size:,} tokens", times[2] - times[1])
 data = prepare_corpus(corpus, 0.01, tokenizer, 1024, quiet=True)
 times.append(time.perf_counter())
 report("tokenizing", times[3] - times[2])
-report("all of it", times[3] - times[0])
+report("total", times[3] - times[0])
 print(f"{data.meta.documents:,} documents, {data.meta.train_tokens + data.meta.val_tokens:,} tokens")
 """
 
 
 def write_text(path: Path, size: int = 1_000_000_000) -> None:
-    """JSON lines with documents of made-up words, as frequent as words are (Zipf's law)."""
+    """JSON lines with documents of synthetic words, distributed by Zipf's law."""
     rng = np.random.default_rng(0)
     syllables = [a + b + c for a in "bdfghklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
     lengths = rng.choice([1, 2, 3, 4], p=[0.2, 0.45, 0.25, 0.1], size=200_000)

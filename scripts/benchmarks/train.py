@@ -1,14 +1,12 @@
-"""Training: time to a loss, tokens per second, and what of the machine's ceilings that is.
+"""Training: time to a loss, tokens per second, and the fraction of the machine's matmul peak.
 
-The contenders are gptmini, transformers' GPT-2 in a plain loop, and a nanoGPT checkout where one is given.
+Compares gptmini with transformers' GPT-2 in a plain loop and, where a checkout is given, with nanoGPT.
 """
 
 import importlib.util
-import json
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
-from benchmarks.machine import describe, in_turn, product_flops, read_bandwidth, times_faster
+from benchmarks.machine import describe_machine, matmul_flops, read_bandwidth, speedup, time_interleaved
+from benchmarks.processes import ROOT, TRAIN, format_numbers, metrics, run, write_config, write_words
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmini.config import GPTConfig, OptimConfig, RuntimeConfig
@@ -28,9 +26,6 @@ from gptmini.training.loss import next_token_loss
 from gptmini.training.optim import build_optimizers
 from gptmini.training.runtime import start_runtime
 
-ROOT = Path(__file__).parent.parent.parent
-TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]  # and how many
 SHAPES = {  # layers, heads, width, context, sequences per batch
     "4 layers, 128 wide, context 64, batch 12": (4, 4, 128, 64, 12),
     "6 layers, 384 wide, context 256, batch 12": (6, 6, 384, 256, 12),
@@ -47,7 +42,7 @@ TABLES = ("time", "tokens", "step", "context", "corpus", "rest", "start")
 
 def bench_train(nanogpt: Path | None, rounds: int, only: Sequence[str]) -> None:
     """Print the tables named by `only`."""
-    print(describe())
+    print(describe_machine())
     tables: dict[str, Callable[[], None]] = {
         "time": lambda: time_to_loss(nanogpt, rounds),
         "tokens": loss_for_tokens,
@@ -63,28 +58,28 @@ def bench_train(nanogpt: Path | None, rounds: int, only: Sequence[str]) -> None:
 
 
 def time_to_loss(nanogpt: Path | None, rounds: int) -> None:
-    """Whole processes, in turn, from the same text to about the same validation loss."""
+    """Seconds of whole processes, interleaved, from the same text to about the same validation loss."""
     print("whole process to nanoGPT's loss on a CPU: tiny Shakespeare, characters, context 64")
-    contenders: dict[str, Callable[[Path], float]] = {"gptmini": our_loss}
+    candidates: dict[str, Callable[[Path], float]] = {"gptmini": gptmini_loss}
     if nanogpt is not None:
-        contenders["nanoGPT"] = lambda folder: nanogpt_loss(nanogpt, folder)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    losses = dict.fromkeys(contenders, float("nan"))
+        candidates["nanoGPT"] = lambda folder: nanogpt_loss(nanogpt, folder)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    losses = dict.fromkeys(candidates, float("nan"))
     for _ in range(rounds):
-        for name, contender in contenders.items():
+        for name, train in candidates.items():
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
-                losses[name] = contender(Path(folder))
+                losses[name] = train(Path(folder))
                 seconds[name].append(time.perf_counter() - started)
     for name, runs in seconds.items():
-        median = statistics.median(runs)
-        print(f"  {name:10}{median:8.1f} s   validation loss {losses[name]:.4f}   all: {listed(runs)}")
+        median, rounds_text = statistics.median(runs), format_numbers(runs)
+        print(f"  {name:10}{median:8.1f} s   validation loss {losses[name]:.4f}   rounds: {rounds_text}")
     if nanogpt is not None:
         pairs = [b / a for a, b in zip(seconds["gptmini"], seconds["nanoGPT"], strict=True)]
-        print(f"  nanoGPT / gptmini: {statistics.median(pairs):.1f}   all: {listed(pairs)}")
+        print(f"  nanoGPT / gptmini: {statistics.median(pairs):.1f}   rounds: {format_numbers(pairs)}")
 
 
-def our_loss(folder: Path) -> float:
+def gptmini_loss(folder: Path) -> float:
     """Train configs/shakespeare_chars.yaml; returns the loss over the whole validation split."""
     config = ROOT / "configs" / "shakespeare_chars.yaml"
     run([*TRAIN, str(config), "--train.out-dir", str(folder / "run"), "--quiet"])
@@ -92,7 +87,7 @@ def our_loss(folder: Path) -> float:
 
 
 def loss_for_tokens() -> None:
-    """What the size and the tokens of nanoGPT's CPU command come to here."""
+    """The loss that gptmini reaches with the model size and tokens of nanoGPT's CPU command."""
     print("nanoGPT's CPU size and tokens: 4 layers, 128 wide, context 64, 2,000 steps of 12 sequences")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
@@ -105,7 +100,7 @@ def loss_for_tokens() -> None:
             "train": {"out_dir": str(out), "max_steps": 2000, "batch_size": 12, "eval_interval": 2000},
         }
         started = time.perf_counter()
-        run([*TRAIN, written(config, Path(folder)), "--quiet"])
+        run([*TRAIN, write_config(config, Path(folder)), "--quiet"])
         last = metrics(out)[-1]
         tokens, seconds = last["tokens"], time.perf_counter() - started
         print(f"  gptmini: validation loss {last['loss']:.4f} after {tokens:,} tokens, {seconds:.1f} s")
@@ -120,41 +115,43 @@ def nanogpt_loss(checkout: Path, folder: Path) -> float:
 
 
 def step_speed(nanogpt: Path | None, rounds: int) -> None:
-    """Tokens per second of whole optimizer steps, and their share of the machine's matrix products."""
-    ceilings = {name: product_flops(dtype) for name, dtype in FORMATS.items()}
+    """Tokens per second of whole optimizer steps, and their FLOP/s against the matmul peak."""
+    peaks = {name: matmul_flops(dtype) for name, dtype in FORMATS.items()}
     print("optimizer steps (forward, backward, clipping, update)")
-    for name, flops in ceilings.items():
-        print(f"  a {name} product of 2048 x 2048 runs at {flops / 1e9:.0f} GFLOP/s")
-    print(f"  memory is read at {read_bandwidth() / 1e9:.1f} GB/s")
+    for name, flops in peaks.items():
+        print(f"  matmul peak in {name}, 2048 x 2048: {flops / 1e9:.0f} GFLOP/s")
+    print(f"  memory bandwidth: {read_bandwidth() / 1e9:.1f} GB/s")
     for title, (n_layer, n_head, n_embd, context_length, batch_size) in SHAPES.items():
         shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "context_length": context_length}
-        config = GPTConfig(vocab_size=65, bias=False, **shape)
+        config = GPTConfig(vocab_size=65, bias=False, attention="additive", **shape)
         tokens = torch.randint(65, (batch_size, context_length + 1))
         tasks = {
-            f"gptmini, {optimizer}, {precision}": our_step(config, tokens, optimizer, precision)
+            f"gptmini, {optimizer}, {precision}": gptmini_step(config, tokens, optimizer, precision)
             for optimizer, precision in [("adamw", "fp32"), ("adamw", "bf16"), ("muon", "bf16")]
         }
         tasks["transformers, fp32"] = transformers_step(config, tokens)
         if nanogpt is not None:
             tasks["nanoGPT, fp32"] = nanogpt_step(load_nanogpt(nanogpt), config, tokens)
         print(f"  {title}")
-        seconds = in_turn({name: repeated(step, 5) for name, step in tasks.items()}, 2 * rounds + 1)
+        seconds = time_interleaved({name: repeated(step, 5) for name, step in tasks.items()}, 2 * rounds + 1)
         reference = "transformers, fp32" if nanogpt is None else "nanoGPT, fp32"
         for name, runs in seconds.items():
             speed = 5 * batch_size * context_length / statistics.median(runs)
             flops = speed * flops_per_token(config)
-            share = flops / ceilings["bf16" if "bf16" in name else "fp32"]
+            utilization = flops / peaks["bf16" if "bf16" in name else "fp32"]
             print(
-                f"    {name:22}{speed:9,.0f} tokens/s  {times_faster(seconds, name, reference)}, "
-                f"{flops / 1e9:.0f} GFLOP/s, {share:.0%} of the product's"
+                f"    {name:22}{speed:9,.0f} tokens/s  {speedup(seconds, name, reference)}, "
+                f"{flops / 1e9:.0f} GFLOP/s, {utilization:.0%} of the peak"
             )
 
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def our_step(config: GPTConfig, tokens: torch.Tensor, optimizer: str, precision: str) -> Callable[[], None]:
-    """What Trainer.train_step does, on a batch that is there already."""
+def gptmini_step(
+    config: GPTConfig, tokens: torch.Tensor, optimizer: str, precision: str
+) -> Callable[[], None]:
+    """The work of Trainer.train_step, on a batch in memory."""
     runtime = start_runtime(RuntimeConfig(precision=precision))
     model = GPT(config)
     optimizers = build_optimizers(model, OptimConfig(optimizer=optimizer), runtime.matmul_dtype)
@@ -162,17 +159,17 @@ def our_step(config: GPTConfig, tokens: torch.Tensor, optimizer: str, precision:
     def step() -> None:
         with runtime.autocast():
             logits = model(tokens[:, :-1])
-        torch.autograd.backward(next_token_loss(logits, tokens[:, 1:]))
+        next_token_loss(logits, tokens[:, 1:]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-        for one in optimizers:
-            one.step()
+        for optimizer in optimizers:
+            optimizer.step()
         model.zero_grad()
 
     return step
 
 
 def transformers_step(config: GPTConfig, tokens: torch.Tensor) -> Callable[[], None]:
-    """The loop that one writes around transformers' GPT-2."""
+    """A plain training step of transformers' GPT-2."""
     shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
     rates = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
     model = GPT2LMHeadModel(
@@ -219,7 +216,7 @@ def load_nanogpt(checkout: Path) -> ModuleType:
 
 
 def cost_of_context(rounds: int) -> None:
-    """Time per token against the context length, with both attentions."""
+    """Time per token against the context length, for each attention."""
     print("microseconds per token against the context, 4 layers, 128 wide, 4,096 tokens a step")
     for attention in ("eager", "additive", "sdpa"):
         tasks = {}
@@ -228,14 +225,15 @@ def cost_of_context(rounds: int) -> None:
                 vocab_size=65, n_layer=4, n_head=4, n_embd=128, context_length=length, attention=attention
             )
             tokens = torch.randint(65, (4096 // length, length + 1))
-            tasks[str(length)] = our_step(config, tokens, "muon", "auto")
-        costs = {n: statistics.median(runs) / 4096 * 1e6 for n, runs in in_turn(tasks, rounds).items()}
+            tasks[str(length)] = gptmini_step(config, tokens, "muon", "auto")
+        seconds = time_interleaved(tasks, rounds)
+        costs = {n: statistics.median(runs) / 4096 * 1e6 for n, runs in seconds.items()}
         print(f"  {attention:8}" + "  ".join(f"{n:>5}: {cost:5.1f}" for n, cost in costs.items()))
 
 
 def cost_of_corpus() -> None:
-    """Tokens per second and peak memory of whole runs on ever larger corpora of made-up words."""
-    print("corpus of made-up words, bytes, default model, 60 steps")
+    """Tokens per second and peak memory of whole runs on larger and larger corpora of synthetic words."""
+    print("corpus of synthetic words, bytes, default model, 60 steps")
     with tempfile.TemporaryDirectory() as folder:
         for megabytes in (1, 30, 1000):
             text, out = Path(folder, f"{megabytes}.txt"), Path(folder, f"run-{megabytes}")
@@ -245,7 +243,7 @@ def cost_of_corpus() -> None:
                 "tokenizer": {"kind": "bytes"},
                 "train": {"out_dir": str(out), "max_steps": 60, "eval_tokens": 10_000},
             }
-            run([*TRAIN, written(config, Path(folder)), "--quiet"])
+            run([*TRAIN, write_config(config, Path(folder)), "--quiet"])
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             speeds = [line["tokens_per_second"] for line in metrics(out) if line["split"] == "train"]
             speed = statistics.median(speeds)
@@ -254,30 +252,12 @@ def cost_of_corpus() -> None:
             )
 
 
-def write_words(path: Path, size: int) -> None:
-    """About `size` bytes of lines of made-up words, different at every place."""
-    rng = np.random.default_rng(0)
-    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(5000)], dtype=object)
-    with path.open("w", encoding="utf-8") as file:
-        written = 0
-        while written < size:
-            written += file.write(" ".join(words[rng.integers(len(words), size=2000)]) + "\n\n")
-
-
 def cost_of_the_rest() -> None:
-    """The share of the default run that is not training steps, from its own metrics."""
-    print("evaluating, logging, sampling and saving in configs/python_docs.yaml")
+    """The fraction of the default run that is not training steps, from its metrics."""
+    print("evaluation, logging, sampling and checkpoints in configs/python_docs.yaml")
     with tempfile.TemporaryDirectory() as folder:
-        run(
-            [
-                *TRAIN,
-                str(ROOT / "configs" / "python_docs.yaml"),
-                "--train.out-dir",
-                f"{folder}/run",
-                "--quiet",
-            ]
-        )
+        config = str(ROOT / "configs" / "python_docs.yaml")
+        run([*TRAIN, config, "--train.out-dir", f"{folder}/run", "--quiet"])
         lines = metrics(Path(folder, "run"))
     train = [line for line in lines if line["split"] == "train"]
     tokens = [b["tokens"] - a["tokens"] for a, b in zip([{"tokens": 0}, *train], train, strict=False)]
@@ -287,7 +267,7 @@ def cost_of_the_rest() -> None:
 
 
 def cost_of_starting(rounds: int) -> None:
-    """Seconds until the first answer and the first step."""
+    """Seconds of --help, of importing torch, and of a run of one step."""
     print("start-up, whole processes")
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
@@ -297,7 +277,7 @@ def cost_of_starting(rounds: int) -> None:
             "tokenizer": {"kind": "bytes"},
             "train": {"max_steps": 1, "eval_tokens": 64},
         }
-        path = written(config, Path(folder))
+        path = write_config(config, Path(folder))
         outs = (str(Path(folder, f"run-{i}")) for i in range(rounds + 1))
         tasks = {
             "gptmini --help": lambda: run([sys.executable, "-m", "gptmini", "--help"], cwd=ROOT),
@@ -306,40 +286,15 @@ def cost_of_starting(rounds: int) -> None:
                 [*TRAIN, path, "--quiet", "--train.out-dir", next(outs)]
             ),
         }
-        for name, seconds in in_turn(tasks, rounds).items():
+        for name, seconds in time_interleaved(tasks, rounds).items():
             print(f"  {name:30}{statistics.median(seconds):6.2f} s")
 
 
-def written(config: dict[str, dict[str, object]], folder: Path) -> str:
-    """The path of a config file with these sections."""
-    path = folder / "config.yaml"
-    path.write_text(json.dumps(config))  # JSON is YAML
-    return str(path)
-
-
 def repeated(task: Callable[[], None], times: int) -> Callable[[], None]:
-    """The task, several times over."""
+    """A task that runs `task` several times."""
 
-    def all_of_them() -> None:
+    def repeat() -> None:
         for _ in range(times):
             task()
 
-    return all_of_them
-
-
-def run(command: Sequence[str], cwd: Path | None = None) -> str:
-    """What a command prints; ends the bench if it fails."""
-    result = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{' '.join(command)} ended with exit code {result.returncode}")
-    return result.stdout
-
-
-def metrics(run_folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def listed(values: Sequence[float]) -> str:
-    """Numbers for a table."""
-    return ", ".join(f"{value:.1f}" for value in values)
+    return repeat
