@@ -22,8 +22,8 @@ def text(tmp_path, monkeypatch):
     return "my text.txt"
 
 
-def train(*words: str) -> int:
-    return cli.main(["train", *words, "--runtime.threads", "1", "--runtime.device", "cpu"])
+def train(*args: str) -> int:
+    return cli.main(["train", *args, "--runtime.threads", "1", "--runtime.device", "cpu"])
 
 
 def weights(run: str) -> bytes:
@@ -70,7 +70,7 @@ def test_what_the_user_gives_is_not_chosen(text):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("--minutes 1 --train.max-steps 5", "--minutes and --train.max-steps were both given"),
         ("my.yaml --minutes 1", "--minutes is for runs without a CONFIG.yaml"),
@@ -78,9 +78,9 @@ def test_what_the_user_gives_is_not_chosen(text):
         ("--minutes soon", "--minutes = 'soon': needs a number above 0"),
     ],
 )
-def test_minutes_that_make_no_sense_are_one_line(text, capsys, words, message):
+def test_minutes_that_make_no_sense_are_one_line(text, capsys, args, message):
     Path("my.yaml").write_text("train: {max_steps: 1}\n")
-    assert train(*words.split(), "--data.corpus", text) == 2
+    assert train(*args.split(), "--data.corpus", text) == 2
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
 

@@ -64,19 +64,19 @@ def test_gzip_and_xz_know_the_training_text():
     assert xz_bytes(train, val) < 0.9 * xz_bytes(b"", val)
 
 
-def test_every_tokenizer_gives_the_references_the_same_bytes():
+def test_every_tokenizer_gives_the_baselines_the_same_bytes():
     corpus = Corpus("text", (lambda: iter([Document("a", [text(3, 3000).encode()])]),))
     found = set()
     for kind in ("bytes", "bpe", "chars"):
         data = prepare_corpus(corpus, 0.1, TokenizerConfig(kind=kind), 4, quiet=True)
         found.add(measure_baselines(data))
-    (references,) = found
-    assert (references.train_bytes, references.val_bytes) == (data.meta.train_bytes, data.meta.val_bytes)
-    assert 0.5 < references.five_gram < 0.9 < references.gzip < 1.5
-    assert references.xz < references.gzip
+    (baselines,) = found
+    assert (baselines.train_bytes, baselines.val_bytes) == (data.meta.train_bytes, data.meta.val_bytes)
+    assert 0.5 < baselines.five_gram < 0.9 < baselines.gzip < 1.5
+    assert baselines.xz < baselines.gzip
 
 
-def test_bytes_that_are_no_text_have_references_too():
+def test_bytes_that_are_not_text_have_baselines_too():
     noise = bytes(random.Random(4).choices(range(256), k=5000))
     corpus = Corpus("noise", (lambda: iter([Document("a", [noise])]),))
     data = prepare_corpus(corpus, 0.1, TokenizerConfig(kind="bytes"), 4, quiet=True)
@@ -85,7 +85,7 @@ def test_bytes_that_are_no_text_have_references_too():
     assert 8 <= found.five_gram < 12
 
 
-def test_a_long_text_is_read_up_to_a_bound_on_both_sides_of_the_border():
+def test_a_long_text_is_cut_on_both_sides_of_the_border_between_the_splits():
     corpus = Corpus("text", (lambda: iter([Document("a", [b"0123456789" * 10])]),))
     data = prepare_corpus(corpus, 0.5, TokenizerConfig(kind="bytes"), 4, quiet=True)
     assert last_bytes(data.train, data.tokenizer, 4) == b"6789"

@@ -1,7 +1,7 @@
-"""Several processes train as one does: the same windows and losses, one voice, one end; ddp and fsdp.
+"""Several ranks train as one process does, with ddp and fsdp: same windows and losses, one message, one exit.
 
-The processes are forks of this one, in which PyTorch is imported already, with what torchrun would tell them
-in their environment; one test runs torchrun itself.
+The ranks are forks of this process, in which PyTorch is imported already, with the environment variables that
+torchrun sets; one test runs torchrun itself.
 """
 
 import itertools
@@ -73,40 +73,40 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-_lives = itertools.count()
+_restarts = itertools.count()
 
 
 @cache
 def store():
-    """One for all groups, which like torchrun's outlives them."""
+    """One store for all groups; like torchrun's it outlives them."""
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _imported():
-    """What DDP and FSDP import takes seconds: once here, rather than in each fork."""
+    """What DDP and FSDP import takes seconds: once here instead of in each fork."""
     import torch._dynamo
     import torch.distributed.fsdp
     import torch.distributed.tensor  # noqa: F401
 
 
 class Group:
-    """Forked processes that train together, or one alone; each does `first(rank)` before."""
+    """Forked ranks that train together, or a single process; each calls `setup(rank)` first."""
 
-    def __init__(self, *words, world_size=2, first=lambda rank: None):
+    def __init__(self, *args, world_size=2, setup=lambda rank: None):
         sys.stdout.flush()
-        self.life = str(next(_lives))
+        self.restart = str(next(_restarts))
         self.output = Path("output.txt")
         self.output.unlink(missing_ok=True)
         store()
-        self.pids = [self._fork(rank, world_size, words, first) for rank in range(world_size)]
+        self.pids = [self._fork(rank, world_size, args, setup) for rank in range(world_size)]
 
-    def _fork(self, rank, world_size, words, first):
+    def _fork(self, rank, world_size, args, setup):
         pid = os.fork()
         if pid:
             return pid
         code = 99
-        signal.alarm(60)  # rather than to wait for ever
+        signal.alarm(60)  # never wait forever
         try:
             output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
@@ -117,13 +117,13 @@ class Group:
                     "TORCHELASTIC_USE_AGENT_STORE": "True",
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(store().port),
-                    "TORCHELASTIC_RESTART_COUNT": self.life,
+                    "TORCHELASTIC_RESTART_COUNT": self.restart,
                     **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
                     **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),
                 }
             with open(1, "w") as sys.stdout, open(2, "w") as sys.stderr:
-                first(rank)
-                code = cli.main(["train", "config.yaml", *words])
+                setup(rank)
+                code = cli.main(["train", "config.yaml", *args])
         except SystemExit as error:
             code = error.code
         except BaseException:
@@ -135,14 +135,14 @@ class Group:
         """The exit codes, once all have ended; minus the signal that ended one."""
         return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
 
-    def said(self):
-        """The lines of all processes together that are no progress."""
+    def messages(self):
+        """The error messages of all ranks together."""
         return [line for line in self.output.read_text().splitlines() if line.startswith("gptmini: ")]
 
 
-def trained(*words, name, world_size=2, first=lambda rank: None):
+def run_training(*args, name, world_size=2, setup=lambda rank: None):
     """The folder of a finished run."""
-    group = Group("--train.out-dir", name, *words, world_size=world_size, first=first)
+    group = Group("--train.out-dir", name, *args, world_size=world_size, setup=setup)
     assert group.codes() == [0] * world_size, group.output.read_text()
     return Path(name)
 
@@ -163,18 +163,18 @@ def assert_close(run, other, tolerance):
     """All losses and tensors of two runs agree."""
     for a, b in zip(metrics(run), metrics(other), strict=True):
         assert (a["step"], a["split"]) == (b["step"], b["split"])
-        for figure in ("loss", "bits_per_byte", "grad_norm"):
-            assert a[figure] == pytest.approx(b[figure], abs=tolerance), (a, b)
+        for metric in ("loss", "bits_per_byte", "grad_norm"):
+            assert a[metric] == pytest.approx(b[metric], abs=tolerance), (a, b)
     ours, theirs = tensors(run), tensors(other)
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], atol=10 * tolerance, rtol=0, msg=name)
 
 
-def note_windows(name):
-    """Let each rank write down the windows that it trains on, step after step."""
+def record_windows(name):
+    """A setup that records the windows that each rank trains on, step by step."""
 
-    def first(rank):
+    def setup(rank):
         real = WindowSampler.batch
 
         def batch(self, starts):
@@ -185,26 +185,26 @@ def note_windows(name):
 
         WindowSampler.batch = batch
 
-    return first
+    return setup
 
 
-def noted_windows(name, world_size, batch_size):
-    """The windows of each step in the order of the ranks."""
+def recorded_windows(name, world_size, batch_size):
+    """The recorded windows of each step, in the order of the ranks."""
     read = [[int(s) for s in Path(f"{name}-{rank}.txt").read_text().split()] for rank in range(world_size)]
-    share = batch_size // world_size
-    steps = range(0, len(read[0]), share)
-    return [[start for rank in read for start in rank[i : i + share]] for i in steps]
+    per_rank = batch_size // world_size
+    steps = range(0, len(read[0]), per_rank)
+    return [[start for rank in read for start in rank[i : i + per_rank]] for i in steps]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_train_on_the_same_windows_and_come_to_the_same_bits(optimizer):
-    words = ["--optim.optimizer", optimizer, "--train.max-steps", "100"]
-    words += ["--train.eval-interval", "50", "--train.eval-tokens", "50"]
-    alone = trained(*words, name="alone", world_size=1, first=note_windows("alone"))
-    both = trained(*words, name="both", first=note_windows("both"))
-    windows = noted_windows("alone", 1, 4)
+def test_two_ranks_train_on_the_same_windows_to_the_same_bits(optimizer):
+    args = ["--optim.optimizer", optimizer, "--train.max-steps", "100"]
+    args += ["--train.eval-interval", "50", "--train.eval-tokens", "50"]
+    alone = run_training(*args, name="alone", world_size=1, setup=record_windows("alone"))
+    both = run_training(*args, name="both", setup=record_windows("both"))
+    windows = recorded_windows("alone", 1, 4)
     assert len(windows) == 100
-    assert noted_windows("both", 2, 4) == windows
+    assert recorded_windows("both", 2, 4) == windows
     training = [[line for line in metrics(run) if line["split"] == "train"] for run in (alone, both)]
     assert training[0] == training[1]  # where each rank has one micro batch, a sum has one order
     ours, theirs = tensors(alone), tensors(both)
@@ -213,28 +213,28 @@ def test_two_processes_train_on_the_same_windows_and_come_to_the_same_bits(optim
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_more_micro_batches_than_processes_agree_but_for_rounding(world_size, long):
+def test_more_micro_batches_than_ranks_agree_up_to_rounding(world_size, long):
     if world_size > 2 and not long:
         pytest.skip("takes some seconds: --long")
-    words = ["--train.micro-batch-size", "1", "--train.batch-size", "8"]
-    alone = trained(*words, name="alone", world_size=1)
-    assert_close(trained(*words, name="several", world_size=world_size), alone, 1e-5)
+    args = ["--train.micro-batch-size", "1", "--train.batch-size", "8"]
+    alone = run_training(*args, name="alone", world_size=1)
+    assert_close(run_training(*args, name="several", world_size=world_size), alone, 1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_sharded_model_trains_as_a_whole_one(optimizer):
-    words = ["--optim.optimizer", optimizer, "--train.micro-batch-size", "1"]
-    words += ["--train.max-steps", "6", "--train.sample-interval", "5"]
-    alone = trained(*words, name="alone", world_size=1)
-    sharded = trained(*words, "--runtime.parallel", "fsdp", name="sharded")
+def test_a_sharded_model_trains_as_an_unsharded_one(optimizer):
+    args = ["--optim.optimizer", optimizer, "--train.micro-batch-size", "1"]
+    args += ["--train.max-steps", "6", "--train.sample-interval", "5"]
+    alone = run_training(*args, name="alone", world_size=1)
+    sharded = run_training(*args, "--runtime.parallel", "fsdp", name="sharded")
     assert_close(sharded, alone, 1e-5)
     lines = [(run / "samples.jsonl").read_text() for run in (alone, sharded)]
     assert lines[0] == lines[1]
 
 
-def test_a_run_goes_from_one_process_to_two_to_sharded_and_back():
-    unbroken = trained(name="whole", world_size=1)
-    words = ["--train.out-dir", "moving", "--resume"]
+def test_a_run_resumes_from_one_process_on_two_sharded_and_back():
+    unbroken = run_training(name="whole", world_size=1)
+    args = ["--train.out-dir", "moving", "--resume"]
     for end, world_size, how, reason in [
         (2, 1, "ddp", None),
         (4, 2, "ddp", "ranks was 1 and is now 2"),
@@ -253,7 +253,7 @@ def test_a_run_goes_from_one_process_to_two_to_sharded_and_back():
 
             trainer.Trainer.train_step = train_step
 
-        group = Group(*words, "--runtime.parallel", how, world_size=world_size, first=end_at)
+        group = Group(*args, "--runtime.parallel", how, world_size=world_size, setup=end_at)
         assert group.codes() == [0 if end == 10 else 75] * world_size, group.output.read_text()
         if reason:
             assert f"resumed, but not bit for bit, because {reason}\n" in group.output.read_text()
@@ -261,15 +261,15 @@ def test_a_run_goes_from_one_process_to_two_to_sharded_and_back():
 
 
 def test_a_sharded_run_can_start_from_weights_and_take_a_shorter_context():
-    trained(name="first", world_size=1)
-    words = ["--train.init-from", "first", "--model.context-length", "4", "--train.max-steps", "5"]
-    alone = trained(*words, name="alone", world_size=1)
-    assert_close(trained(*words, "--runtime.parallel", "fsdp", name="sharded"), alone, 1e-5)
+    run_training(name="pretrained", world_size=1)
+    args = ["--train.init-from", "pretrained", "--model.context-length", "4", "--train.max-steps", "5"]
+    alone = run_training(*args, name="alone", world_size=1)
+    assert_close(run_training(*args, "--runtime.parallel", "fsdp", name="sharded"), alone, 1e-5)
 
 
-def test_each_rank_holds_half_of_a_sharded_model_and_its_optimizer_and_draws_the_same_weights():
-    words = ["--optim.optimizer", "adamw", "--runtime.parallel", "fsdp", "--train.max-steps", "1"]
-    words += [
+def test_each_rank_holds_half_of_a_sharded_model_and_its_optimizer_and_starts_from_the_same_weights():
+    args = ["--optim.optimizer", "adamw", "--runtime.parallel", "fsdp", "--train.max-steps", "1"]
+    args += [
         "--model.n-embd",
         "64",
         "--train.sample-interval",
@@ -278,16 +278,16 @@ def test_each_rank_holds_half_of_a_sharded_model_and_its_optimizer_and_draws_the
         "null",
     ]
 
-    def first(rank):
+    def setup(rank):
         real = trainer.Trainer.run
 
         def run(self, metrics, stop):
             weights = self.distributed.gather_full_state_dict(dict(self.model.named_parameters()))
             if rank == 0:
                 torch.manual_seed(3)
-                drawn = dict(GPT(self.model.config).named_parameters())
-                assert weights.keys() == drawn.keys()
-                assert all(torch.equal(weights[name], drawn[name]) for name in drawn)
+                initial = dict(GPT(self.model.config).named_parameters())
+                assert weights.keys() == initial.keys()
+                assert all(torch.equal(weights[name], initial[name]) for name in initial)
             real(self, metrics, stop)
             held = [*self.model.parameters()]
             held += [
@@ -301,36 +301,36 @@ def test_each_rank_holds_half_of_a_sharded_model_and_its_optimizer_and_draws_the
 
         trainer.Trainer.run = run
 
-    trained(*words, name="run", first=first)
+    run_training(*args, name="run", setup=setup)
     shape = GPT(GPTConfig(**{**CONFIG["model"], "n_embd": 64, "vocab_size": 256}))
-    whole_bytes = 3 * 4 * sum(parameter.numel() for parameter in shape.parameters())
+    full_bytes = 3 * 4 * sum(parameter.numel() for parameter in shape.parameters())
     for rank in range(2):
-        assert int(Path(f"bytes-{rank}").read_text()) == pytest.approx(whole_bytes / 2, rel=0.01)
+        assert int(Path(f"bytes-{rank}").read_text()) == pytest.approx(full_bytes / 2, rel=0.01)
 
 
 def test_activation_checkpointing_changes_no_bit():
-    plain = trained(name="plain", world_size=1)
-    again = trained("--runtime.activation-checkpointing", "true", name="again", world_size=1)
+    plain = run_training(name="plain", world_size=1)
+    again = run_training("--runtime.activation-checkpointing", "true", name="again", world_size=1)
     assert metrics(again) == metrics(plain)
     assert all(torch.equal(tensors(plain)[name], tensor) for name, tensor in tensors(again).items())
-    words = ["--runtime.activation-checkpointing", "true", "--runtime.parallel", "fsdp"]
-    assert_close(trained(*words, name="sharded"), plain, 1e-5)
+    args = ["--runtime.activation-checkpointing", "true", "--runtime.parallel", "fsdp"]
+    assert_close(run_training(*args, name="sharded"), plain, 1e-5)
 
 
 def test_a_sharded_model_computes_in_bfloat16():
-    words = ["--runtime.precision", "bf16", "--train.max-steps", "6", "--model.dropout", "0"]
-    alone = trained(*words, name="alone", world_size=1)
-    sharded = trained(*words, "--runtime.parallel", "fsdp", name="sharded")
+    args = ["--runtime.precision", "bf16", "--train.max-steps", "6", "--model.dropout", "0"]
+    alone = run_training(*args, name="alone", world_size=1)
+    sharded = run_training(*args, "--runtime.parallel", "fsdp", name="sharded")
     for a, b in zip(metrics(alone), metrics(sharded), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=0.02)
     assert all(tensor.dtype == torch.float32 for tensor in tensors(sharded).values())
 
 
-# ------------------------------------------------------------------------------- one voice, one end
+# ------------------------------------------------------------------------------- errors and signals
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("args", "line"),
     [
         (["--train.max-step", "3"], r"unknown option --train.max-step; did you mean --train.max-steps\?"),
         (["--data.corpus", "nothing.txt"], r"data.corpus = nothing.txt.*"),
@@ -349,27 +349,27 @@ def test_a_sharded_model_computes_in_bfloat16():
         ),
     ],
 )
-def test_a_mistake_is_told_once_and_leaves_no_run_folder(words, line):
-    group = Group(*words)
-    assert 2 in group.codes()  # the other may wait for what does not come: torchrun ends it
-    (said,) = group.output.read_text().splitlines()
-    assert re.fullmatch(f"gptmini: {line}", said)
+def test_a_mistake_is_reported_once_and_leaves_no_run_folder(args, line):
+    group = Group(*args)
+    assert 2 in group.codes()  # the other may still wait for it: torchrun ends it
+    (message,) = group.output.read_text().splitlines()
+    assert re.fullmatch(f"gptmini: {line}", message)
     assert not Path("run").exists()
 
 
 def test_a_folder_that_is_used_is_refused_once():
-    trained(name="run")
+    run_training(name="run")
     group = Group()
     assert group.codes()[0] == 2  # torchrun ends the other
-    assert len(group.said()) == 1
+    assert len(group.messages()) == 1
     with CheckpointStore(Path("run"), keep=1).lock():
         group = Group("--resume")
         assert group.codes()[0] == 5
-    assert len(group.said()) == 1
+    assert len(group.messages()) == 1
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step():
-    def first(rank):
+def test_a_signal_to_one_rank_stops_all_after_the_same_step():
+    def setup(rank):
         real = trainer.Trainer.train_step
 
         def train_step(self):
@@ -379,16 +379,16 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step():
 
         trainer.Trainer.train_step = train_step
 
-    group = Group(first=first)
+    group = Group(setup=setup)
     assert group.codes() == [75, 75]
-    assert group.said() == ["gptmini: stopped by SIGTERM after step 3; continue with --resume"]
+    assert group.messages() == ["gptmini: stopped by SIGTERM after step 3; continue with --resume"]
     assert Group("--resume").codes() == [0, 0]
-    assert_close(Path("run"), trained(name="undisturbed"), 0.0)
+    assert_close(Path("run"), run_training(name="undisturbed"), 0.0)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_on_one_process_stops_all_before_the_update(where):
-    def first(rank):
+def test_a_non_finite_number_on_one_rank_stops_all_before_the_update(where):
+    def setup(rank):
         real, calls = trainer.next_token_loss, []
 
         def spoiled(logits, targets):
@@ -402,26 +402,26 @@ def test_a_number_that_is_not_finite_on_one_process_stops_all_before_the_update(
 
         trainer.next_token_loss = spoiled
 
-    group = Group("--train.checkpoint-interval", "1", first=first)
+    group = Group("--train.checkpoint-interval", "1", setup=setup)
     assert group.codes() == [3, 3]
-    (said,) = group.said()
-    assert "training diverged at step 4: " in said
+    (message,) = group.messages()
+    assert "training diverged at step 4: " in message
     assert CheckpointStore(Path("run"), keep=1).steps()[-1] == 3
 
 
-def test_patience_ends_all_processes_at_the_same_step():
-    words = ["--train.early-stop-patience", "1", "--train.eval-interval", "1", "--train.max-steps", "50"]
-    run = trained(*words, "--optim.lr", "3", "--optim.muon-lr", "3", name="run")
+def test_early_stopping_ends_all_ranks_at_the_same_step():
+    args = ["--train.early-stop-patience", "1", "--train.eval-interval", "1", "--train.max-steps", "50"]
+    run = run_training(*args, "--optim.lr", "3", "--optim.muon-lr", "3", name="run")
     assert metrics(run)[-1]["step"] < 50
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_lost_ends_the_others_and_is_named(lost, number, long):
+def test_a_lost_rank_ends_the_others_and_is_named(lost, number, long):
     if not long and (lost, number) in ((0, signal.SIGKILL), (1, signal.SIGSTOP)):
         pytest.skip("two of four: --long")
 
-    def first(rank):
+    def setup(rank):
         real, failure.FAILURE_GRACE_SECONDS = trainer.Trainer.train_step, 0.5
 
         def train_step(self):
@@ -432,28 +432,28 @@ def test_a_process_that_is_lost_ends_the_others_and_is_named(lost, number, long)
         trainer.Trainer.train_step = train_step
 
     begun = time.monotonic()
-    group = Group("--runtime.rank-timeout-seconds", "2", first=first)
+    group = Group("--runtime.rank-timeout-seconds", "2", setup=setup)
     assert os.waitstatus_to_exitcode(os.waitpid(group.pids[1 - lost], 0)[1]) == 1
     assert time.monotonic() - begun < 15
     os.kill(group.pids[lost], signal.SIGKILL)
     os.waitpid(group.pids[lost], 0)
-    (said,) = group.said()
-    assert said.startswith(f"gptmini: rank {lost} of 2 (counted from 0) does not respond")
+    (message,) = group.messages()
+    assert message.startswith(f"gptmini: rank {lost} of 2 (counted from 0) does not respond")
     assert "Traceback" not in group.output.read_text()
     assert Group("--resume").codes() == [0, 0]
-    assert_close(Path("run"), trained(name="undisturbed"), 0.0)
+    assert_close(Path("run"), run_training(name="undisturbed"), 0.0)
 
 
 def test_torchrun_trains_and_restarts_after_a_kill():
-    """The real launcher: the second rank dies in its first life, and the job ends as if nothing had been."""
+    """The real launcher: rank 1 is killed and restarted, and the job ends as if nothing happened."""
     driver = Path("driver.py")
     driver.write_text(
         "import os, runpy, signal\n"
         "from gptmini.training import trainer\n"
         "real = trainer.Trainer.train_step\n"
         "def train_step(self):\n"
-        "    life, rank = os.environ['TORCHELASTIC_RESTART_COUNT'], os.environ['RANK']\n"
-        "    if self.progress.step == 7 and (life, rank) == ('0', '1'):\n"
+        "    restart, rank = os.environ['TORCHELASTIC_RESTART_COUNT'], os.environ['RANK']\n"
+        "    if self.progress.step == 7 and (restart, rank) == ('0', '1'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(self)\n"
         "trainer.Trainer.train_step = train_step\n"
@@ -473,7 +473,7 @@ def test_torchrun_trains_and_restarts_after_a_kill():
     assert "local_rank: 1" in result.stderr
     assert result.stdout.count("2 ranks, each cpu") == 2
     assert "resumed at step 5" in result.stdout
-    assert_close(Path("run"), trained(name="undisturbed"), 0.0)
+    assert_close(Path("run"), run_training(name="undisturbed"), 0.0)
 
 
 def test_two_nodes_meet_train_and_resume(long):
@@ -486,42 +486,42 @@ def test_two_nodes_meet_train_and_resume(long):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     torchrun += ["--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.2:{port}"]
 
-    def node(number, *words):
+    def node(number, *args):
         return subprocess.Popen(
-            [*torchrun, "--local-addr", f"127.0.0.{2 + number}", str(SCRIPT), "config.yaml", *words],
+            [*torchrun, "--local-addr", f"127.0.0.{2 + number}", str(SCRIPT), "config.yaml", *args],
             env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    for words in (
+    for args in (
         ["--train.max-steps", "5", "--optim.schedule", "constant"],
         ["--optim.schedule", "constant", "--resume"],
     ):
-        nodes = [node(number, *words) for number in (0, 1)]
-        said = [process.communicate(timeout=120)[0] for process in nodes]
-        assert [process.returncode for process in nodes] == [0, 0], said
-        assert sum("2 ranks, each cpu" in text for text in said) == 1
-    assert any("because train.max_steps was 5 and is now 10\n" in text for text in said)
-    assert_close(Path("run"), trained("--optim.schedule", "constant", name="undisturbed"), 0.0)
+        nodes = [node(number, *args) for number in (0, 1)]
+        messages = [process.communicate(timeout=120)[0] for process in nodes]
+        assert [process.returncode for process in nodes] == [0, 0], messages
+        assert sum("2 ranks, each cpu" in text for text in messages) == 1
+    assert any("because train.max_steps was 5 and is now 10\n" in text for text in messages)
+    assert_close(Path("run"), run_training("--optim.schedule", "constant", name="undisturbed"), 0.0)
 
 
-# ----------------------------------------------------------------------------------------- one at a time
+# ----------------------------------------------------------------------------------------- single functions
 
 
-def test_every_validation_batch_is_on_one_rank_and_sharded_ranks_compute_equally_often():
+def test_every_validation_batch_is_on_one_rank_and_sharded_ranks_run_equally_many():
     batches = [(torch.tensor([[i]]), torch.tensor([[i]])) for i in range(7)]
     for sharded in (False, True):
         given = [
             list(DistributedContext(rank, 4, sharded=sharded).shard_batches(batches)) for rank in range(4)
         ]
-        assert sorted(t.item() for share in given for _, t in share if len(t)) == list(range(7))
+        assert sorted(t.item() for shard in given for _, t in shard if len(t)) == list(range(7))
         if sharded:
-            assert [len(share) for share in given] == [2, 2, 2, 2]
+            assert [len(shard) for shard in given] == [2, 2, 2, 2]
 
 
-def test_shares_that_do_not_come_out_even_are_refused():
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused():
     assert micro_batch_size_per_rank(TrainConfig(batch_size=8, micro_batch_size=2), 4) == 2
     with pytest.raises(UserError, match="multiple of micro_batch_size = 2 times 4 ranks"):
         micro_batch_size_per_rank(TrainConfig(batch_size=12, micro_batch_size=2), 4)
@@ -546,7 +546,7 @@ def test_ranks_on_one_machine_share_its_cores_and_never_a_gpu():
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_gpus_train_as_one_does(how):
     def run(world_size, name):
-        words = [
+        args = [
             "config.yaml",
             "--runtime.device",
             "cuda",
@@ -563,7 +563,7 @@ def test_two_gpus_train_as_one_does(how):
             "--nproc-per-node",
             str(world_size),
         ]
-        subprocess.run([*torchrun, str(SCRIPT), *words], check=True, timeout=300)
+        subprocess.run([*torchrun, str(SCRIPT), *args], check=True, timeout=300)
         return Path(name)
 
     assert_close(run(2, "both"), run(1, "alone"), 1e-4)

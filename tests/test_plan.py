@@ -119,29 +119,29 @@ def test_the_plans_of_gpt2s_sizes_agree_with_models_on_the_meta_device(n_layer, 
 
 def test_micro_batches_and_ranks_share_the_activations():
     model = GPTConfig(vocab_size=61, **SHAPE)
-    whole = estimate(Config(), model, None, "fp32").memory
+    full = estimate(Config(), model, None, "fp32").memory
     halves = estimate(Config(train=TrainConfig(micro_batch_size=16)), model, None, "fp32").memory
     shared = estimate(Config(), model, None, "fp32", world_size=2).memory
-    assert halves.activations == shared.activations == whole.activations / 2
-    assert shared.weights == whole.weights
-    assert shared.logits < halves.logits < whole.logits  # halves hold those of the micro batch before too
-    assert shared.peak - shared.rest < halves.peak - halves.rest < whole.peak - whole.rest
+    assert halves.activations == shared.activations == full.activations / 2
+    assert shared.weights == full.weights
+    assert shared.logits < halves.logits < full.logits  # halves hold those of the micro batch before too
+    assert shared.peak - shared.rest < halves.peak - halves.rest < full.peak - full.rest
 
 
 def test_ranks_of_a_sharded_model_share_weights_gradients_and_optimizer():
     model = GPTConfig(n_layer=48, n_head=25, n_embd=1600, context_length=1024)  # GPT-2 XL
     with torch.device("meta"):
-        whole = sum(p.nbytes for p in GPT(model).parameters())
+        full = sum(p.nbytes for p in GPT(model).parameters())
     config = Config(runtime=RuntimeConfig(parallel="fsdp"))
     memory = estimate(config, model, None, "bf16", world_size=8).memory
-    assert memory.weights == memory.gradients == whole // 8
-    assert memory.optimizer == 2 * whole // 8
+    assert memory.weights == memory.gradients == full // 8
+    assert memory.optimizer == 2 * full // 8
     embeddings, block = (50257 + 1024) * 1600, 12 * 1600**2
-    assert memory.gathered == 2 * 2 * embeddings + 10 * block < whole / 8
-    assert memory.saved == 3 * whole + 4 * 48 * block  # and the transposed matrices, on the rank that writes
+    assert memory.gathered == 2 * 2 * embeddings + 10 * block < full / 8
+    assert memory.saved == 3 * full + 4 * 48 * block  # and the transposed matrices, on the main rank
     alone = estimate(config, model, None, "bf16").memory
     assert (alone.weights, alone.gathered, alone.saved) == (
-        whole + 2 * (whole // 4 - 1024 * 1600 - VECTORS),
+        full + 2 * (full // 4 - 1024 * 1600 - VECTORS),
         0,
         0,
     )
@@ -151,7 +151,7 @@ VECTORS = 48 * (2 * 2 + 3 + 1 + 4 + 1) * 1600 + 2 * 1600
 """GPT-2 XL's LayerNorms and biases, of which there are no copies in the products' format."""
 
 
-def test_blocks_that_are_computed_again_keep_their_input_only():
+def test_recomputed_blocks_keep_only_their_input():
     model = GPTConfig(vocab_size=61, n_layer=3, n_head=4, n_embd=48, context_length=20)
     block, streams = block_bytes_per_sequence(model, "fp32"), 3 * 4 * 20 * 48
     recompute = activation_bytes_per_sequence(model, "fp32", recompute=True)
@@ -186,22 +186,22 @@ def test_gptmini_plan_knows_a_corpus_once_it_is_prepared(tmp_path, capsys):
     assert "0.14 at 1,000 tokens/s" in out  # 1,000 steps of 32 x 16
 
 
-def test_gptmini_plan_tries_this_machine(capsys):
+def test_gptmini_plan_measures_this_machine(capsys):
     shape = ["--model.n-layer", "1", "--model.n-embd", "8", "--model.context-length", "8"]
     assert main(["plan", *shape, "--tokenizer.kind", "bytes", "--runtime.device", "cpu", "--measure"]) == 0
     assert "at the peak, measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("args", "error"),
     [
         (["--world-size", "3"], "train.batch_size = 32: needs to be a multiple of 3 ranks"),
         (["--world-size", "2", "--measure"], "does not go with --world-size"),
         (["--tokens-per-second", "5", "--measure"], "does not go with --tokens-per-second"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(words, error, capsys):
-    assert main(["plan", *words]) == 2
+def test_what_cannot_be_planned_is_one_line(args, error, capsys):
+    assert main(["plan", *args]) == 2
     assert error in capsys.readouterr().err
 
 

@@ -23,17 +23,17 @@ def folder(tmp_path_factory):
         patch.setenv("GPTMINI_CACHE_DIR", str(folder / "cache"))
         patch.chdir(folder)
         (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-        words = (
+        args = (
             "train --data.corpus text.txt --tokenizer.kind bytes --model.n-layer 1 --model.n-head 2 --quiet"
         )
-        words += " --model.n-embd 16 --model.context-length 16 --train.max-steps 6 --train.batch-size 4"
-        words += " --train.eval-interval 3 --train.sample-interval 3 --train.log-interval 1"
-        words += " --runtime.device cpu --runtime.threads 1"
+        args += " --model.n-embd 16 --model.context-length 16 --train.max-steps 6 --train.batch-size 4"
+        args += " --train.eval-interval 3 --train.sample-interval 3 --train.log-interval 1"
+        args += " --runtime.device cpu --runtime.threads 1"
         for name, more in (
             ("first", " --optim.optimizer adamw --optim.lr 0.001"),
             ("second", " --optim.optimizer muon --optim.lr 0.01"),
         ):
-            assert main([*(words + more).split(), "--train.out-dir", f"runs/{name}"]) == 0
+            assert main([*(args + more).split(), "--train.out-dir", f"runs/{name}"]) == 0
         assert main(["report", "runs/first", "runs/second"]) == 0
         yield folder
 
@@ -125,16 +125,16 @@ def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ([], "takes one or more run folders"),
         (["nowhere"], "nowhere: not a run folder"),
         (["runs/first", "runs/first"], "the same run is given twice"),
     ],
 )
-def test_what_is_no_run_is_one_line(folder, monkeypatch, capsys, words, message):
+def test_what_is_no_run_is_one_line(folder, monkeypatch, capsys, args, message):
     monkeypatch.chdir(folder)
-    assert main(["report", *words, "--output", "other.html"]) == 2
+    assert main(["report", *args, "--output", "other.html"]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -1,7 +1,7 @@
-"""Several processes of which one is killed or stopped at any time: the job ends by itself and names it.
+"""One of several ranks is killed or stopped at a random time: the job ends by itself and names the rank.
 
-`with_torchrun` begins a job as a user does. Where that need not be, torchrun's agent and the ranks are forks
-of this process, in which PyTorch is imported already. (Of forks, the agent does not end one that is stopped.)
+`with_torchrun` starts a job as a user does. `forked_job` is faster: torchrun's agent and the ranks are forks
+of this process, in which PyTorch is imported already, but such an agent cannot end a rank that is stopped.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ pytestmark = [
 CONFIG = runs.changed({"runtime": {"rank_timeout_seconds": 4.0}})
 
 
-def rank(words):
-    """What each process does; it leaves its number behind."""
+def rank(args):
+    """What each rank runs; it writes its process id to a file."""
     Path(f"rank-{os.environ['RANK']}").write_text(str(os.getpid()))
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    code = cli.main(["train", *words])
+    code = cli.main(["train", *args])
     sys.stdout.flush()
     if code:
         os._exit(code)
@@ -88,7 +88,7 @@ def with_torchrun(run):
 
 
 def rank_pid(run, number):
-    """The process id of a rank, once it has begun."""
+    """The process id of a rank, once it has started."""
     file, deadline = run / f"rank-{number}", time.monotonic() + 60
     while not (file.exists() and file.read_text()):
         assert time.monotonic() < deadline
@@ -106,34 +106,35 @@ def ended_within(pid, seconds):
     return None
 
 
-def seconds_of_a_job(folder, begin):
-    """From both ranks' beginning to the end of a job that nothing disturbs, `whole` in the folder."""
+def seconds_of_a_job(folder, start_job):
+    """Seconds from the start of both ranks to the end of an undisturbed job, `whole` in the folder."""
     whole = runs.new_run(folder, "whole", CONFIG)
-    pid = begin(whole)
+    pid = start_job(whole)
     for number in (0, 1):
         rank_pid(whole, number)
-    begun = time.monotonic()
+    started = time.monotonic()
     assert runs.ended(pid) == 0, (whole / "output.txt").read_text()
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
-def check_lost_ranks(folder, cases, number, begin, seed=0):
-    """A signal to either rank at random times: the job ends by itself, names the rank, and goes on exactly.
+def check_lost_ranks(folder, cases, number, start_job, seed=0):
+    """Signal one rank at a random time: the job ends by itself, names it, and resumes to the same bits.
 
-    Returns how many got it after their training had ended, who do not count, and the longest time to the end.
+    Returns how many signals came after training had ended, which do not count as cases, and the longest time
+    from a signal to the end of the job in seconds.
     """
-    rng, seconds, late, longest = random.Random(seed), seconds_of_a_job(folder, begin), 0, 0.0
+    rng, seconds, late, longest = random.Random(seed), seconds_of_a_job(folder, start_job), 0, 0.0
     while cases:
         lost, run = rng.randrange(2), runs.new_run(folder, "lost", CONFIG)
-        agent = begin(run)
+        agent = start_job(run)
         pids = [rank_pid(run, 0), rank_pid(run, 1)]
         time.sleep(rng.uniform(0, seconds))
-        begun = time.monotonic()
+        started = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[lost], number)
         code = ended_within(agent, 60)
         output = (run / "output.txt").read_text()
-        if code in (0, None) and "finished after step" in output:  # that far, nobody waits for a rank
+        if code in (0, None) and "finished after step" in output:  # too late: no collective is left
             late += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[lost], signal.SIGCONT)
@@ -141,7 +142,7 @@ def check_lost_ranks(folder, cases, number, begin, seed=0):
         else:
             cases -= 1
             assert code == 1, (lost, code, output)
-            longest = max(longest, time.monotonic() - begun)
+            longest = max(longest, time.monotonic() - started)
             by_us = re.search(rf"^gptmini: rank {lost} of 2 .*does not respond", output, re.MULTILINE)
             by_torchrun = re.search(rf"rank +: {lost} .*\n +exitcode +: -{number:d} ", output)
             assert by_us or (by_torchrun and number == signal.SIGKILL), output
@@ -154,20 +155,20 @@ def check_lost_ranks(folder, cases, number, begin, seed=0):
 
 @pytest.fixture
 def _imported():
-    """What DDP imports takes seconds: once, rather than in each fork."""
+    """What DDP imports takes seconds: once here instead of in each fork."""
     import torch._dynamo  # noqa: F401
 
     runs.warm_up()
 
 
 @pytest.mark.usefixtures("_imported")
-def test_a_rank_that_is_killed_is_named_and_the_run_goes_on_with_the_same_bits(tmp_path, long):
+def test_a_killed_rank_is_named_and_the_run_resumes_to_the_same_bits(tmp_path, long):
     late, longest = check_lost_ranks(tmp_path, 25 if long else 2, signal.SIGKILL, forked_job)
     print(f"kills of a rank: {25 if long else 2}, and {late} too late; the jobs ended in {longest:.1f} s")
 
 
 @pytest.mark.usefixtures("_imported")
-def test_a_rank_of_torchrun_that_hangs_is_named_and_the_run_goes_on_with_the_same_bits(tmp_path, long):
+def test_a_hanging_rank_is_named_by_torchrun_and_the_run_resumes_to_the_same_bits(tmp_path, long):
     if not long:
         pytest.skip("takes minutes: --long")
     late, longest = check_lost_ranks(tmp_path, 25, signal.SIGSTOP, with_torchrun)
