@@ -29,7 +29,7 @@ class WindowSampler:
 
     def starts(self, step: int, batch_size: int) -> np.ndarray:
         """Where the windows of step 0, 1, ... begin in the stream, int64 (batch_size,)."""
-        # All windows of all epochs are numbered from 0 on: step s takes batch_size of them, from s * batch_size.
+        # The windows of all epochs are numbered on from 0; each step takes the next batch_size of them.
         numbers = step * batch_size + np.arange(batch_size)
         epochs = numbers // self.per_epoch  # a batch may reach into the next epoch
         return np.concatenate(
