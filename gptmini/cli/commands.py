@@ -12,11 +12,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from gptmini.cli.options import Command, completion_script, pop_flags
-from gptmini.config import Config, Device, PathText, load_config
+from gptmini.cli.options import Command, completion_script
+from gptmini.config import Device, PathText, load_config
 from gptmini.errors import UserError
 from gptmini.generation.sampling import SamplingOptions
-from gptmini.schema import Section, did_you_mean, validate
+from gptmini.schema import Section, did_you_mean
 
 # --------------------------------------------------------------------------- train, prepare, plan: a config
 
@@ -31,15 +31,14 @@ class TrainFlags(Section):
     quiet: bool = Field(False, description="Print nothing but errors.")
 
 
-def train(args: list[str], values: dict[str, Any]) -> None:
+def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None:
     """Train a GPT. Every key can stand in CONFIG.yaml; an option overrides it.
 
     Without a CONFIG.yaml, sizes and steps are chosen for the text, this machine and the minutes.
     """
     started = time.monotonic()
     path = args[0] if args else None
-    flags = pop_flags(TrainFlags, values)
-    config = load_config(path, values)
+    config = load_config(path, overrides)
     if path is not None and flags.minutes is not None:
         raise UserError(
             f"--minutes is for runs without a CONFIG.yaml: in {path}, train.max_steps says how long"
@@ -56,7 +55,7 @@ def train(args: list[str], values: dict[str, Any]) -> None:
             from gptmini.planning.autoconfig import choose_config
 
             config = choose_config(
-                values, flags.minutes, resume=flags.resume, quiet=flags.quiet, started=started
+                overrides, flags.minutes, resume=flags.resume, quiet=flags.quiet, started=started
             )
         from gptmini.training.trainer import train
 
@@ -73,15 +72,14 @@ class PrepareFlags(Section):
     )
 
 
-def prepare(args: list[str], values: dict[str, Any]) -> None:
+def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> None:
     """Tokenize the corpus of a config, as training would, and print what it holds."""
-    flags = pop_flags(PrepareFlags, values)
     if flags.list:
         from gptmini.data.datasets import list_named
 
         print(list_named())
         return
-    config = load_config(args[0] if args else None, values)
+    config = load_config(args[0] if args else None, overrides)
     from gptmini.data.prepare import prepare
 
     data = prepare(config.data, config.tokenizer, config.model.context_length)
@@ -106,10 +104,9 @@ class PlanFlags(Section):
     measure: bool = Field(False, description="Run a few steps on this machine to measure speed and memory.")
 
 
-def plan(args: list[str], values: dict[str, Any]) -> None:
+def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> None:
     """Estimate the memory, operations and hours of a training run before it starts."""
-    flags = pop_flags(PlanFlags, values)
-    config = load_config(args[0] if args else None, values)
+    config = load_config(args[0] if args else None, overrides)
     if flags.measure and (flags.world_size > 1 or flags.tokens_per_second is not None):
         other = "--world-size" if flags.world_size > 1 else "--tokens-per-second"
         raise UserError(f"--measure runs one process on this machine, so it does not go with {other}")
@@ -157,9 +154,8 @@ class GenerateOptions(LoadOptions, SamplingOptions):
     interactive: bool = Field(False, description="A terminal session: type text, the model continues it.")
 
 
-def generate(args: list[str], values: dict[str, Any]) -> None:
+def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any]) -> None:
     """Continue a prompt with the model of a checkpoint."""
-    options = validate(GenerateOptions, values, "command line", values)
     precision, prompt = _precision(options), _read_prompt(options)
     from gptmini.checkpoint.store import load_model
     from gptmini.generation.cpu_linear import optimize_for_cpu
@@ -215,12 +211,11 @@ class EvaluateOptions(LoadOptions):
     batch_size: int = Field(32, ge=1, description="Sequences per forward pass.")
 
 
-def evaluate(args: list[str], values: dict[str, Any]) -> None:
+def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any]) -> None:
     """Measure how well a checkpoint predicts a text: by default the validation split of its own run.
 
     With --precision bf16 or --quantize int8, also measure what the rounding costs in loss.
     """
-    options = validate(EvaluateOptions, values, "command line", values)
     precision = _precision(options)
     from gptmini.evaluation.summary import evaluate_checkpoint
 
@@ -247,9 +242,8 @@ class ExportOptions(Section):
     )
 
 
-def export(args: list[str], values: dict[str, Any]) -> None:
+def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -> None:
     """Write the model of a checkpoint as one file for other programs."""
-    options = validate(ExportOptions, values, "command line", values)
     from gptmini.checkpoint.gguf import export_gguf
     from gptmini.checkpoint.store import load_model
 
@@ -260,7 +254,7 @@ def export(args: list[str], values: dict[str, Any]) -> None:
     print(export_gguf(Path(output), model, tokenizer, options.dtype))
 
 
-def import_nanogpt(args: list[str], values: dict[str, Any]) -> None:
+def import_nanogpt(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
     """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
     from gptmini.checkpoint.nanogpt import convert_nanogpt
 
@@ -277,16 +271,15 @@ class ReportOptions(Section):
     device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
-def report(args: list[str], values: dict[str, Any]) -> None:
+def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -> None:
     """Show runs on one HTML page: curves, samples, surprising texts, config."""
-    options = validate(ReportOptions, values, "command line", values)
     from gptmini.report.page import write_report
 
     notes = write_report(args, Path(options.output), options.device)
     print("\n".join([f"{options.output}: written", *notes]))
 
 
-def configs(args: list[str], values: dict[str, Any]) -> None:
+def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
     """List the configs to start from, or print the one called NAME."""
     package = Path(__file__).parent.parent
     installed, checkout = package / "configs", package.parent / "configs"
@@ -301,7 +294,7 @@ def configs(args: list[str], values: dict[str, Any]) -> None:
         raise UserError(f"no config is called {args[0]}{did_you_mean(args[0], texts)}; see gptmini configs")
 
 
-def completion(args: list[str], values: dict[str, Any]) -> None:
+def completion(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
     """Print a script that completes commands, options and paths in your shell."""
     if args[0] not in ("bash", "zsh", "fish"):
         raise UserError(f"gptmini completion takes one of bash, zsh or fish, not {args[0]}")
@@ -309,14 +302,14 @@ def completion(args: list[str], values: dict[str, Any]) -> None:
 
 
 COMMANDS = {
-    "train": Command(train, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), (TrainFlags, Config)),
-    "generate": Command(generate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), (GenerateOptions,)),
-    "prepare": Command(prepare, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), (PrepareFlags, Config)),
-    "plan": Command(plan, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), (PlanFlags, Config)),
-    "evaluate": Command(evaluate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), (EvaluateOptions,)),
-    "export": Command(export, "CHECKPOINT", "one CHECKPOINT", range(1, 2), (ExportOptions,)),
+    "train": Command(train, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), TrainFlags, config=True),
+    "generate": Command(generate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), GenerateOptions),
+    "prepare": Command(prepare, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), PrepareFlags, config=True),
+    "plan": Command(plan, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), PlanFlags, config=True),
+    "evaluate": Command(evaluate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), EvaluateOptions),
+    "export": Command(export, "CHECKPOINT", "one CHECKPOINT", range(1, 2), ExportOptions),
     "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", "CKPT.pt and OUT", range(2, 3)),
-    "report": Command(report, "RUN [RUN ...]", "one or more run folders", range(1, 10_000), (ReportOptions,)),
+    "report": Command(report, "RUN [RUN ...]", "one or more run folders", range(1, 10_000), ReportOptions),
     "configs": Command(configs, "[NAME]", "one NAME", range(2)),
     "completion": Command(completion, "bash|zsh|fish", "one of bash, zsh or fish", range(1, 2)),
 }

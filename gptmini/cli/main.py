@@ -71,7 +71,7 @@ def _run(name: str = "--help", *args: str) -> None:
         print(f"gptmini {__version__}")
         return
     from gptmini.cli.commands import COMMANDS
-    from gptmini.cli.options import parse, print_help
+    from gptmini.cli.options import print_help, run
     from gptmini.schema import did_you_mean
 
     if name not in COMMANDS:
@@ -79,7 +79,7 @@ def _run(name: str = "--help", *args: str) -> None:
     if "--help" in args or "-h" in args:
         print_help(name, COMMANDS[name], [arg for arg in args if arg not in ("--help", "-h")])
         return
-    COMMANDS[name].run(*parse(name, COMMANDS[name], args))
+    run(name, COMMANDS[name], args)
 
 
 def _devnull() -> TextIO:

@@ -14,7 +14,6 @@ import yaml
 from gptmini.config import Config, load_config
 from gptmini.errors import UserError
 from gptmini.schema import (
-    S,
     Section,
     accepts_text,
     describe_type,
@@ -34,21 +33,23 @@ _FORMER_NAMES = {"numbers": "dtype"}  # read silently
 class Command:
     """One of gptmini's commands; its description is the docstring of `run`."""
 
-    run: Callable[[list[str], dict[str, Any]], None]
-    """Called with the positional arguments and the values of the options that were given."""
+    run: Callable[[list[str], Any, dict[str, Any]], None]
+    """Called with the positional arguments, an object of `schema`, and the config's keys that were given."""
     positionals: str
     """As the usage line shows them."""
     takes: str
     """The same in words, for an error message."""
     count: range
     """How many positional arguments it takes."""
-    schemas: tuple[type[Section], ...] = ()
-    """Their keys are the options."""
+    schema: type[Section] = Section
+    """The command's own options."""
+    config: bool = False
+    """Whether every key of the config is an option too."""
 
     @property
     def options(self) -> dict[str, dict[str, Any]]:
         """Every option's key, and its JSON schema."""
-        return {key: node for schema in self.schemas for key, node in flatten_schema(schema).items()}
+        return flatten_schema(self.schema) | (flatten_schema(Config) if self.config else {})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,13 +59,14 @@ class _Parser(argparse.ArgumentParser):
         return super()._parse_optional(arg_string) if arg_string.startswith("--") else None
 
 
-def parse(name: str, command: Command, args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The positional arguments and the options of `gptmini NAME ARGS`; UserError if they are not its own."""
+def run(name: str, command: Command, args: Sequence[str]) -> None:
+    """Run `gptmini NAME ARGS`; UserError if the arguments are not the command's."""
     positionals, values = parse_options(args, command.options)
     if len(positionals) not in command.count:
         given = f": {' '.join(positionals)}" if positionals else ""
         raise UserError(f"gptmini {name} takes {command.takes}, not {len(positionals)}{given}")
-    return positionals, values
+    own = {key: values.pop(key) for key in flatten_schema(command.schema) if key in values}
+    command.run(positionals, validate(command.schema, own, "command line", own), values)
 
 
 def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[str, Any]]:
@@ -94,17 +96,11 @@ def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[
     return positionals, {key: _read(given[0], known[key]) for key, given in found.items()}
 
 
-def pop_flags(schema: type[S], values: dict[str, Any]) -> S:
-    """Take a command's own flags out of the options; the rest are keys of the config."""
-    given = {name: values.pop(name) for name in flatten_schema(schema) if name in values}
-    return validate(schema, given, "command line", given)
-
-
 def print_help(name: str, command: Command, args: Sequence[str]) -> None:
     """Print every option with its type, sentence and default: that of the config file, if one is given."""
     defaults: dict[str, Any] = {}
-    if Config in command.schemas:  # what the file and the options before --help say
-        positionals, values = parse(name, command, args)
+    if command.config:  # what the file and the options beside --help say
+        positionals, values = parse_options(args, command.options)
         overrides = {key: value for key, value in values.items() if "." in key}
         config = load_config(positionals[0] if positionals else None, overrides).model_dump(mode="json")
         defaults = {f"{section}.{key}": value for section in config for key, value in config[section].items()}
