@@ -122,8 +122,7 @@ def describe_type(node: Mapping[str, Any]) -> str:
     >>> describe_type(flatten_schema(Config)["data.corpus"])
     'a path or a list of paths'
     """
-    *first, last = _alternatives(node)
-    return f"{', '.join(first)} or {last}" if first else last
+    return _join(_alternatives(node))
 
 
 def accepts_text(node: Mapping[str, Any]) -> bool:
@@ -226,6 +225,7 @@ def _find(schema: type[Section], location: Iterable[int | str]) -> tuple[str, di
 
 
 _NOUNS = {"integer": "whole number", "number": "number", "string": "text"}
+_WORDS = {"null": ["null"], "boolean": ["true", "false"], "object": ["keys of its own"]}
 _BOUNDS = {
     "minimum": "of at least",
     "exclusiveMinimum": "above",
@@ -234,36 +234,29 @@ _BOUNDS = {
 }
 
 
-def _alternatives(node: Mapping[str, Any]) -> list[str]:
+def _alternatives(node: Mapping[str, Any], plural: bool = False) -> list[str]:
     """The kinds of value that a JSON schema node allows, in words."""
     if "anyOf" in node:
-        return [words for member in node["anyOf"] for words in _alternatives(member)]
+        return [phrase for member in node["anyOf"] for phrase in _alternatives(member, plural)]
     if "const" in node or "enum" in node:
         values = node.get("enum") or [node["const"]]
         return [value if isinstance(value, str) else format_value(value) for value in values]
-    match node.get("type"):
-        case "null":
-            return ["null"]
-        case "boolean":
-            return ["true", "false"]
-        case "array":
-            items = node.get("prefixItems") or [node.get("items", {})]
-            count = f"{len(items)} " if "prefixItems" in node else ""
-            return [f"a list of {count}{_kind(items[0], plural=True)}"]
-        case "object":
-            return ["keys of its own"]
-    return [_kind(node) if node.get("type") in _NOUNS else "another value"]
-
-
-def _kind(node: Mapping[str, Any], plural: bool = False) -> str:
-    """Number or text, and its limits, in words."""
-    if node.get("type") not in _NOUNS or "enum" in node:
-        return describe_type(node)
-    noun = node.get("format") or _NOUNS[node["type"]]
-    words = noun + "s" if plural else "a " + noun
-    bounds = [f"{text} {node[bound]:,}" for bound, text in _BOUNDS.items() if bound in node]
-    if bounds:
-        return f"{words} {' and '.join(bounds)}"
+    kind = node.get("type", "")
+    if kind == "array":
+        items = node.get("prefixItems") or [node.get("items", {})]
+        count = f"{len(items)} " if "prefixItems" in node else ""
+        return [f"a list of {count}{_join(_alternatives(items[0], plural=True))}"]
+    if kind not in _NOUNS:
+        return _WORDS.get(kind, ["another value"])
+    noun = node.get("format") or _NOUNS[kind]
+    phrase = noun + "s" if plural else "a " + noun
+    if bounds := [f"{text} {node[bound]:,}" for bound, text in _BOUNDS.items() if bound in node]:
+        return [f"{phrase} {' and '.join(bounds)}"]
     if "examples" in node:
-        return f"{words} such as {node['examples'][0]}"
-    return f"{words} matching {node['pattern']}" if "pattern" in node and "format" not in node else words
+        return [f"{phrase} such as {node['examples'][0]}"]
+    return [f"{phrase} matching {node['pattern']}" if "pattern" in node and "format" not in node else phrase]
+
+
+def _join(alternatives: list[str]) -> str:
+    *first, last = alternatives
+    return f"{', '.join(first)} or {last}" if first else last

@@ -35,9 +35,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = parse_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = ": ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"{path}: {place}{' '.join(problem.split())[:300]}") from None
+        raise UserError(f"{path}: {position}{' '.join(problem.split())[:300]}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -55,10 +55,10 @@ def run(config_file, tmp_path, capsys):
     return tmp_path / "run"
 
 
-def fails(capsys, *words, code=2):
+def fails(capsys, *args, code=2):
     """The one line that a command ends with."""
     capsys.readouterr()
-    assert main([str(word) for word in words]) == code
+    assert main([str(word) for word in args]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gptmini: ")
@@ -171,8 +171,8 @@ def test_prepare_describes_the_text(config_file, capsys, monkeypatch, tmp_path):
 
 
 def test_the_scripts_are_the_commands(config_file, tmp_path):
-    def script(name, *words):
-        command = [sys.executable, str(ROOT / "scripts" / name), *words]
+    def script(name, *args):
+        command = [sys.executable, str(ROOT / "scripts" / name), *args]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
 
     assert script("train.py", str(config_file)).returncode == 0
@@ -225,11 +225,11 @@ def test_a_word_on_the_command_line_means_what_it_means_in_the_file(tmp_path):
         except UserError as error:
             return str(error).partition(" = ")[2]
 
-    words = ["3", "-1", "0.5", "3e-4", "1:30", "true", "yes", "null", "[0.9,0.95]", "{a:1}", "x", "bpe"]
+    args = ["3", "-1", "0.5", "3e-4", "1:30", "true", "yes", "null", "[0.9,0.95]", "{a:1}", "x", "bpe"]
     path = tmp_path / "c.yaml"
     compared = 0
     for key, node in flatten_schema(Config).items():
-        for word in words:
+        for word in args:
             stays_text = accepts_text(node) and not isinstance(parse_yaml(word), str)
             becomes_a_list = not accepts_one(node) and not isinstance(parse_yaml(word), list)
             if not stays_text and not becomes_a_list:
@@ -238,12 +238,12 @@ def test_a_word_on_the_command_line_means_what_it_means_in_the_file(tmp_path):
                 _, overrides = parse_options([flag_name(key), word], flatten_schema(Config))
                 assert outcome(None, overrides) == outcome(path, {}), (key, word)
                 compared += 1
-    assert compared > len(flatten_schema(Config)) * len(words) * 3 / 4
+    assert compared > len(flatten_schema(Config)) * len(args) * 3 / 4
 
 
 def test_options_are_read_in_every_way_they_may_be_written():
-    def read(*words):
-        return parse_options(words, COMMANDS["train"].options)
+    def read(*args):
+        return parse_options(args, COMMANDS["train"].options)
 
     assert read("--train.max_steps=3", "a.yaml") == (["a.yaml"], {"train.max_steps": 3})
     assert read("--train.max-steps", "3", "a.yaml") == (["a.yaml"], {"train.max_steps": 3})
@@ -269,9 +269,9 @@ _WORDS = st.lists(_OPTIONS | _PIECES | st.text(max_size=4), max_size=3).map("".j
 def test_any_words_are_read_or_refused(long):
     refused = []
 
-    def check(words):
+    def check(args):
         try:
-            load_config(None, parse_options(words, flatten_schema(Config))[1])
+            load_config(None, parse_options(args, flatten_schema(Config))[1])
         except UserError as error:
             refused.append(str(error))
 
@@ -287,9 +287,9 @@ def test_completion_knows_commands_options_choices_and_paths(capsys, tmp_path):
     script.write_text(capsys.readouterr().out, encoding="utf-8")
     (tmp_path / "mine.yaml").touch()
 
-    def complete(*words):
+    def complete(*args):
         ask = (
-            f"source {script}; COMP_WORDS=(gptmini {' '.join(words)}); COMP_CWORD={len(words)}; "
+            f"source {script}; COMP_WORDS=(gptmini {' '.join(args)}); COMP_CWORD={len(args)}; "
             "_shtab_gptmini '' ${COMP_WORDS[COMP_CWORD]}; echo ${COMPREPLY[@]}"
         )
         done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -374,7 +374,7 @@ def test_help_in_a_terminal_heeds_no_color(no_color):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ["--help"],
         ["--version"],
@@ -385,8 +385,8 @@ def test_help_in_a_terminal_heeds_no_color(no_color):
         ["generate", "x", "--top-p", "2"],
     ],
 )
-def test_help_and_config_errors_do_not_import_torch(words):
-    code = f"import sys; from gptmini.cli.main import main; main({words}); assert 'torch' not in sys.modules"
+def test_help_and_config_errors_do_not_import_torch(args):
+    code = f"import sys; from gptmini.cli.main import main; main({args}); assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -447,10 +447,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line_that_says_what_is_needed(words, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("args", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_is_needed(args, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert MISTAKES[words] in fails(capsys, *words.split())
+    assert MISTAKES[args] in fails(capsys, *args.split())
     assert [p for p in tmp_path.iterdir() if p.name != "cache"] == []
 
 

@@ -125,11 +125,11 @@ def completion_script(commands: Mapping[str, Command], shell: str) -> str:
         summary = (command.run.__doc__ or "").partition("\n")[0]
         parser = subparsers.add_parser(name, help=summary, description=summary)
         for action in add_options(parser, command.options):
-            words = _metavar(command.options[action.dest]).split("|")
-            if "PATH" in words:
+            choices = _metavar(command.options[action.dest]).split("|")
+            if "PATH" in choices:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
             else:
-                action.choices = [word for word in words if not word.isupper()] or None
+                action.choices = [word for word in choices if not word.isupper()] or None
         positional = parser.add_argument("positionals", nargs="*", metavar=command.positionals)
         if "|" in command.positionals:
             positional.choices = command.positionals.split("|")
