@@ -52,26 +52,6 @@ def _open(data: DataConfig) -> tuple[Corpus, float | Corpus]:
     return corpus, open_corpus(data.val_corpus, data.text_field, data.errors, key="data.val_corpus")
 
 
-def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> TokenData | None:
-    """What `prepare` has made of this corpus before, or None; nothing is tokenized or downloaded.
-
-    The text is read once for its digest, as it may have changed. Standard input is not read.
-    """
-    for corpus in filter(None, (data.corpus, data.val_corpus)):
-        for name in (corpus,) if isinstance(corpus, str) else corpus:
-            if name == STANDARD_INPUT or (name in NAMED and not is_downloaded(name)):
-                return None
-    try:
-        split = _split(*_open(data))
-        entry = token_cache.tokenizer_entry(tokenizer, split.digest, split.train_bytes)
-        found = token_cache.find_tokenizer(entry) if entry else build_tokenizer(tokenizer, split.corpus)
-    except UserError:  # no such text, or no such folder of a tokenizer
-        return None
-    if found is None:
-        return None
-    return token_cache.find_tokens(token_cache.tokens_entry(split.digest, split.train_bytes, found))
-
-
 def prepare_corpus(
     corpus: Corpus,
     validation: float | Corpus,
@@ -84,9 +64,12 @@ def prepare_corpus(
     If the validation text is whole documents, paragraphs that the training text contains are left out of it.
     Processes that prepare the same text wait for the first of them.
     """
+    # where validation begins comes first, as bpe learns from the training text alone
     split = _split(corpus, validation)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _find_or_build_tokenizer(tokenizer, split, quiet)
+
+    # text, split and tokenizer name the cache entry; its tokens are written only if they are not there yet
     entry = token_cache.tokens_entry(split.digest, split.train_bytes, tokenizer)
     with token_cache.exclusive(entry, quiet):  # the first process writes, the others then find it
         found = token_cache.find_tokens(entry)
@@ -94,6 +77,8 @@ def prepare_corpus(
             _write(entry / "tokens", split, tokenizer, quiet)
             found = token_cache.find_tokens(entry)
             assert found is not None, "just written"
+
+    # both splits must fill a window: context_length inputs and one more token for the last target
     for name, tokens in (("training", found.train), ("validation", found.val)):
         if len(tokens) < context_length + 1:
             repeated = found.meta.repeated_bytes if name == "validation" else 0
@@ -118,6 +103,26 @@ def _find_or_build_tokenizer(config: TokenizerConfig, split: "_Split", quiet: bo
             found = build_tokenizer(config, split.corpus, split.train_bytes)
             token_cache.save_tokenizer(entry, found)
     return found
+
+
+def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> TokenData | None:
+    """What `prepare` has made of this corpus before, or None; nothing is tokenized or downloaded.
+
+    The text is read once for its digest, as it may have changed. Standard input is not read.
+    """
+    for corpus in filter(None, (data.corpus, data.val_corpus)):
+        for name in (corpus,) if isinstance(corpus, str) else corpus:
+            if name == STANDARD_INPUT or (name in NAMED and not is_downloaded(name)):
+                return None
+    try:
+        split = _split(*_open(data))
+        entry = token_cache.tokenizer_entry(tokenizer, split.digest, split.train_bytes)
+        found = token_cache.find_tokenizer(entry) if entry else build_tokenizer(tokenizer, split.corpus)
+    except UserError:  # no such text, or no such folder of a tokenizer
+        return None
+    if found is None:
+        return None
+    return token_cache.find_tokens(token_cache.tokens_entry(split.digest, split.train_bytes, found))
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:
