@@ -18,14 +18,14 @@ from pathlib import Path
 
 from gptmini.errors import InUseError
 
-_PREFIX = ".tmp-"
+_TEMPORARY_PREFIX = ".tmp-"
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
 
 Bytes = bytes | bytearray | memoryview
 
 
 def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
-    """Put `data` (or its pieces, one after the other) at `path`, replacing what is there in one step.
+    """Put `data`, or its chunks one after the other, at `path`, replacing what is there in one step.
 
     Raises OSError naming `path` and the cause; what was at `path` before is then still there. (Only when the
     sync of the folder itself fails, the new content may stand there already.)
@@ -49,13 +49,13 @@ def create_file(path: Path, data: Bytes | Iterable[Bytes], *, shown_path: Path |
     Raises OSError naming `shown_path`, else `path`, and the cause; FileExistsError if `path` exists.
     """
     shown = shown_path or path
-    pieces = [data] if isinstance(data, Bytes) else data
+    chunks = [data] if isinstance(data, Bytes) else data
     with errors_name_path(shown):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
-        for piece in pieces:  # outside errors_name_path: a failing iterator keeps its own message
+        for chunk in chunks:  # outside errors_name_path: a failing iterator keeps its own message
             with errors_name_path(shown):
-                _write_all(file, piece)
+                _write_all(file, chunk)
         with errors_name_path(shown):
             _sync(file)
     finally:
@@ -78,6 +78,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with errors_name_path(path):
             os.mkdir(temporary)
         yield temporary
+        # synced from the inside out, so that the rename makes a complete folder visible
         with errors_name_path(path):
             for folder, _, _ in os.walk(temporary, topdown=False):
                 _sync_folder(folder)
@@ -126,7 +127,7 @@ def clean_leftovers(folder: Path) -> None:
     if not os.path.isdir(folder):
         return
     for name in os.listdir(folder):
-        if name.startswith(_PREFIX):
+        if name.startswith(_TEMPORARY_PREFIX):
             with errors_name_path(folder / name):
                 _delete(folder / name)
 
@@ -247,7 +248,7 @@ def _delete(path: Path) -> None:
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.parent / f"{_PREFIX}{path.name[:40]}-{secrets.token_hex(4)}"
+    return path.parent / f"{_TEMPORARY_PREFIX}{path.name[:40]}-{secrets.token_hex(4)}"
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path):
         pass
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_a_lock_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "elsewhere").write_text("")
     (tmp_path / "lock").symlink_to("elsewhere")
@@ -180,6 +181,7 @@ def test_a_lock_notices_that_its_file_is_gone_or_another(tmp_path):
             check()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
 def test_a_filesystem_without_locks_is_an_error_and_not_a_lock_that_outlives_its_process(
     tmp_path, monkeypatch
 ):

@@ -1,9 +1,10 @@
 """Tensors and JSON as plain files, read as if an attacker had written them.
 
-Nothing in them is executed, and reading allocates no more than the file holds. Tensors are in the safetensors
-format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a JSON header, the
-header with dtype, shape and offsets of each tensor, then their raw bytes without gaps. The safetensors
-library reads it; we write it, because a checkpoint is hashed and read back while it is streamed to disk.
+Nothing in them is executed, and reading allocates a small multiple of the file's size at most. Tensors are in
+the safetensors format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a
+JSON header, the header with dtype, shape and offsets of each tensor, then their raw bytes without gaps. The
+safetensors library reads it; we write it, because a checkpoint is hashed and read back while it is streamed
+to disk.
 """
 
 import json

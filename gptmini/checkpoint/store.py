@@ -79,6 +79,7 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
     So a rank that keeps a shard of each parameter never holds all of them. Raises what `load_model` does,
     also while the parameters are read.
     """
+    # a run folder leads to one of its steps; only folders of ours have a manifest
     path = Path(path).expanduser()
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
@@ -129,9 +130,11 @@ class CheckpointStore:
         A step that is there already and verifies is left as it is. Raises OSError naming path and cause if
         the disk fails, or if the locked run folder is no longer there; every checkpoint saved before stays.
         """
+        # somebody may have moved or removed the run folder since the last save
         if self._check_lock is not None:
             self._check_lock()
         path = self.path(checkpoint.step)
+        # a resumed run reaches a step again whose folder it found damaged, or saves the step it stopped at
         if os.path.lexists(path):
             try:
                 verify(path)
@@ -148,7 +151,7 @@ class CheckpointStore:
                     "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
                 },
             )
-        self._prune(checkpoint.step)
+        self._prune(checkpoint.step)  # only now that the new one is complete
         return path
 
     def path(self, step: int) -> Path:
@@ -168,6 +171,7 @@ class CheckpointStore:
         """
         skipped: list[str] = []
         for step in reversed(self.steps()):
+            # every file is compared with the manifest before any of it is used
             try:
                 verify(self.path(step))
                 return _read_checkpoint(self.path(step)), skipped
