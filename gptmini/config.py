@@ -25,7 +25,7 @@ def expand_home(path: str) -> str:
 PathText = Annotated[
     str,
     Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"}),
-    AfterValidator(expand_home),  # here and nowhere else, for every path in a file or an option
+    AfterValidator(expand_home),  # for every path in a file or an option
 ]
 Device = (
     Literal["auto", "cpu", "cuda", "mps"]

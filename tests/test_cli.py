@@ -130,7 +130,14 @@ def test_a_prompt_can_come_from_a_file_or_from_standard_input(run, capsys, tmp_p
     assert capsys.readouterr().out == expected
 
 
-def test_several_samples_are_told_apart(run, capsys):
+def test_a_tilde_is_the_home_folder_in_positional_arguments_too(run, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert main(["evaluate", "~/run", "--corpus", "~/text.txt"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert f"{run.parent}/none.pt: no such file" in fails(capsys, "import-nanogpt", "~/none.pt", "~/out")
+
+
+def test_several_samples_are_separated(run, capsys):
     main(["generate", str(run), "--prompt", "be", "--num-samples", "3", "--max-new-tokens", "5"])
     assert capsys.readouterr().out.count("-" * 80) == 3
 

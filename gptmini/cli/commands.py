@@ -122,7 +122,7 @@ def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> None:
 class LoadOptions(Section):
     """How a checkpoint's weights are loaded."""
 
-    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+    device: Device = Field("auto", description="Device to compute on; auto: CUDA, else MPS, else the CPU.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the weights.")
     quantize: Literal["int8"] | None = Field(
         None, description="int8: weights rounded to a quarter of their bytes, for the CPU."
@@ -268,7 +268,7 @@ class ReportOptions(Section):
     """Options of `gptmini report`."""
 
     output: PathText = Field("report.html", description="The file to write; replaced where it exists.")
-    device: Device = Field("auto", description="What to compute on; auto: CUDA, else MPS, else the CPU.")
+    device: Device = Field("auto", description="Device to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
 def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from gptmini.config import Config, load_config
+from gptmini.config import Config, expand_home, load_config
 from gptmini.errors import UserError
 from gptmini.schema import (
     Section,
@@ -66,7 +66,7 @@ def run(name: str, command: Command, args: Sequence[str]) -> None:
         given = f": {' '.join(positionals)}" if positionals else ""
         raise UserError(f"gptmini {name} takes {command.takes}, not {len(positionals)}{given}")
     own = {key: values.pop(key) for key in flatten_schema(command.schema) if key in values}
-    command.run(positionals, validate(command.schema, own, "command line", own), values)
+    command.run([*map(expand_home, positionals)], validate(command.schema, own, "command line", own), values)
 
 
 def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[str, Any]]:
