@@ -85,14 +85,27 @@ def test_a_model_that_is_wrapped_compiled_or_half_is_saved_as_itself(model, tmp_
         assert_same_weights(tmp_path / name, copy.deepcopy(other).float() if name == "float16" else model)
 
 
-def test_a_model_in_ddp_is_saved_as_itself(model, tmp_path):
+@pytest.fixture
+def process_group():
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        save(tmp_path / "ddp", nn.parallel.DistributedDataParallel(model))
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_in_ddp_is_saved_as_itself(model, tmp_path, process_group):
+    save(tmp_path / "ddp", nn.parallel.DistributedDataParallel(model))
     assert_same_weights(tmp_path / "ddp", model)
+
+
+def test_a_model_sharded_over_ranks_is_refused(model, tmp_path, process_group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(UserError, match="the model is sharded over ranks"):
+        save(tmp_path / "sharded", model)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_without_biases_comes_back_without(tmp_path):
