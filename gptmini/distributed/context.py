@@ -222,27 +222,23 @@ def to_local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def shard_like(full: Tensor, like: Tensor) -> Tensor:
+def shard_like(full: Tensor, like: Any) -> Tensor:
     """This rank's shard of a full tensor, cut as `like` is; without communication."""
     if not hasattr(like, "to_local"):
         return full
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
-    assert isinstance(like, DTensor)
     return to_local(distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None))
 
 
-def gather_like(shard: Tensor, like: Tensor) -> Tensor:
+def gather_like(shard: Tensor, like: Any) -> Tensor:
     """The full tensor of shards that are cut as `like` is. A collective: all ranks must call."""
     if not hasattr(like, "to_local"):
         return shard
     from torch.distributed.tensor import DTensor
 
-    assert isinstance(like, DTensor)
-    sharded = DTensor.from_local(
-        shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
-    )
-    return full_tensor(sharded)
+    size = {"shape": like.shape, "stride": like.stride()}  # of the full tensor, which a shard cannot know
+    return full_tensor(DTensor.from_local(shard, like.device_mesh, like.placements, **size))
 
 
 def copy_full_(parameter: Tensor, value: Tensor) -> None:

@@ -5,7 +5,7 @@ DeferredInit records how each parameter is initialised, and replays that one par
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,13 +60,7 @@ class DeferredInit(TorchFunctionMode):
         super().__init__()
         self.initialisers: dict[int, Callable[[], Tensor]] = {}  # by id(parameter): the last one counts
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) != "torch.nn.init":
             return func(*args, **kwargs)

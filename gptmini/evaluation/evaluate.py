@@ -1,18 +1,17 @@
 """evaluate(model, tokenizer, text): how well a model predicts a text."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gptmini.data.batching import validation_batches
 from gptmini.data.token_files import count_bytes
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
-from gptmini.evaluation.window_losses import eval_mode
+from gptmini.generation.generate import eval_mode
+from gptmini.generation.prompts import unwrap
 from gptmini.training.loss import Evaluation, evaluate_batches
 from gptmini.training.runtime import Runtime
 
@@ -28,7 +27,7 @@ def evaluate(
 
     Raises UserError for a text of less than two tokens, and for one that the model cannot read.
     """
-    gpt: Any = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
+    gpt = unwrap(model)
     if tokenizer is None:
         raise UserError("evaluate needs the model's tokenizer, but tokenizer = None was given")
     tokens = np.array(tokenizer.encode(_read(text)), dtype=np.int64)
@@ -43,7 +42,7 @@ def evaluate(
     device = next(gpt.parameters()).device
     runtime = Runtime(device, "fp32", threads=torch.get_num_threads(), compile=False)
     batches = validation_batches(tokens, gpt.config.context_length, batch_size)
-    with eval_mode(gpt):
+    with eval_mode(gpt.modules()):
         return evaluate_batches(gpt, batches, lambda targets: count_bytes(tokenizer, targets), runtime)
 
 

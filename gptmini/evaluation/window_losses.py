@@ -1,7 +1,5 @@
 """Which parts of a text a model predicts best and worst."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +9,7 @@ from torch.nn import functional as F
 
 from gptmini.data.batching import validation_batches
 from gptmini.data.tokenizers import Tokenizer
+from gptmini.generation.generate import eval_mode
 from gptmini.training.loss import Evaluation, bits_per_byte
 from gptmini.training.runtime import Runtime
 
@@ -32,18 +31,6 @@ class WindowLosses(NamedTuple):
     best: list[Window]  # lowest loss first
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside the block; afterwards each submodule is in the mode that it was in."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
-
-
 @torch.inference_mode()
 def evaluate_windows(
     model: nn.Module,
@@ -63,7 +50,7 @@ def evaluate_windows(
     """
     byte_lengths = torch.from_numpy(tokenizer.token_byte_lengths)  # (V,)
     lengths, nats, text_bytes = [], [], []  # of each window: tokens, total loss, bytes of text
-    with eval_mode(model):
+    with eval_mode(model.modules()):
         for inputs, targets in validation_batches(tokens, context_length, batch_size, max_tokens):
             with runtime.autocast():
                 logits = model(runtime.to_device(inputs))  # (B, T, V)
