@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gptmini.evaluation import memorization
-from gptmini.evaluation.memorization import copied_share, longest_shared_run
+from gptmini.evaluation.memorization import copied_fraction, longest_shared_run
 
 
 def pieces(text: bytes, sizes: list[int]) -> list[bytes]:
@@ -45,10 +45,10 @@ def test_a_shared_run_is_counted_in_whole_characters():
 
 
 @given(text=letters, other=letters, sizes=sizes, run=st.integers(1, 8))
-def test_the_copied_share_is_that_of_all_long_runs(text, other, sizes, run):
+def test_the_copied_fraction_is_that_of_all_long_runs(text, other, sizes, run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorization, "COPIED_BYTES", run)
-        found = copied_share(text, pieces(other, sizes))
+        found = copied_fraction(text, pieces(other, sizes))
     copied = {
         place
         for start in range(len(text) - run + 1)

@@ -1,4 +1,4 @@
-"""A rank that crashes or hangs: which one was it, and who tells the user.
+"""A rank that crashes or hangs: which one was it, and which rank reports it.
 
 A collective fails on every rank when one is lost, without naming it. What still works is torchrun's key-value
 store, a server that outlives the process group: each rank that fails marks itself there, and the ranks

@@ -44,10 +44,10 @@ def longest_shared_run(text: bytes, blocks: Iterable[bytes]) -> SharedRun:
     return SharedRun(whole_characters, start)
 
 
-def copied_share(text: bytes, blocks: Iterable[bytes]) -> float:
+def copied_fraction(text: bytes, blocks: Iterable[bytes]) -> float:
     """The fraction of `text` inside runs of at least COPIED_BYTES bytes that `blocks` contain too.
 
-    >>> copied_share(b"x" * 60 + b"y" * 60, [b"ab" + b"x" * 30, b"x" * 22])
+    >>> copied_fraction(b"x" * 60 + b"y" * 60, [b"ab" + b"x" * 30, b"x" * 22])
     0.5
     """
     hashes = _hashes(text, COPIED_BYTES)  # one for each position in the text

@@ -12,7 +12,7 @@ from gptmini.data.prepare import encode_corpus, prepare
 from gptmini.data.token_files import TokenData
 from gptmini.errors import UserError
 from gptmini.evaluation.baselines import first_bytes, measure_baselines
-from gptmini.evaluation.memorization import COPIED_BYTES, copied_share, longest_shared_run, text_blocks
+from gptmini.evaluation.memorization import COPIED_BYTES, copied_fraction, longest_shared_run, text_blocks
 from gptmini.evaluation.window_losses import Window, WindowLosses, evaluate_windows
 from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.streaming import generate_text
@@ -110,7 +110,7 @@ def _baseline_lines(data: TokenData) -> Iterator[str]:
 
 
 def _memorization_lines(model: GPT, data: TokenData) -> Iterator[str]:
-    """What samples share with the training text, beside what the validation text shares with it."""
+    """What samples copy from the training text, and for comparison what the validation text does."""
     texts = generate_text(
         model, data.tokenizer, "", num_samples=SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=0
     )
@@ -118,14 +118,14 @@ def _memorization_lines(model: GPT, data: TokenData) -> Iterator[str]:
     val = first_bytes(data.val, data.tokenizer, COMPARED_BYTES)
 
     yield f"\nlongest run copied from the training text, in {len(samples):,} bytes"
-    # A longer text shares a longer run by chance, so both have the same size.
+    # A longer text has a longer run in common by chance, so both are of the same size.
     for name, text in (("samples", samples), ("validation text", val[: len(samples)])):
         run = longest_shared_run(text, text_blocks(data.train, data.tokenizer))
         yield f"  of {name:17} {len(run.text)} characters: {_excerpt(run.text)}"
-    yield f"share that lies in copied runs of {COPIED_BYTES} bytes or more"
+    yield f"fraction that lies in copied runs of {COPIED_BYTES} bytes or more"
     for name, text in (("samples", samples), (f"{len(val):,} bytes of validation text", val)):
-        share = copied_share(text, text_blocks(data.train, data.tokenizer))
-        yield f"  of {name}: {share:.2%}"
+        fraction = copied_fraction(text, text_blocks(data.train, data.tokenizer))
+        yield f"  of {name}: {fraction:.2%}"
 
 
 def _excerpt(text: str) -> str:
