@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same table as below, for type checkers and editors
     from gptmini.checkpoint.gpt2_directory import save as save
-    from gptmini.checkpoint.store import load as load
     from gptmini.config import Config as Config
     from gptmini.config import GPTConfig as GPTConfig
     from gptmini.config import load_config as load_config
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # the same table as below, for type checkers and editors
     from gptmini.evaluation.evaluate import evaluate as evaluate
     from gptmini.generation.attention import record_attention as record_attention
     from gptmini.generation.generate import generate as generate
+    from gptmini.generation.load import load as load
     from gptmini.generation.streaming import generate_text as generate_text
     from gptmini.generation.streaming import stream as stream
     from gptmini.model import GPT as GPT
@@ -34,7 +34,7 @@ _MODULE_OF = {
     "load_config": "gptmini.config",
     "Tokenizer": "gptmini.data.tokenizers",
     "save": "gptmini.checkpoint.gpt2_directory",
-    "load": "gptmini.checkpoint.store",
+    "load": "gptmini.generation.load",
     "train": "gptmini.training.trainer",
     "evaluate": "gptmini.evaluation.evaluate",
     "generate": "gptmini.generation.generate",

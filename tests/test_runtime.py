@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from gptmini.config import RuntimeConfig
+from gptmini.distributed.device import find_device
 from gptmini.errors import UserError
-from gptmini.training.runtime import (
-    find_device,
-    seed_everything,
-    start_runtime,
-)
+from gptmini.training.runtime import seed_everything, start_runtime
 from gptmini.training.signals import stop_signal, temporary_folder
 
 

@@ -93,9 +93,6 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
     return config, parameters, load_tokenizer(path)
 
 
-load = load_model  # gptmini.load, until generation/load.py has it
-
-
 class CheckpointStore:
     """The checkpoints of one run folder. Hold `lock()` while saving.
 

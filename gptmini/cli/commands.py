@@ -158,10 +158,10 @@ def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any
     """Continue a prompt with the model of a checkpoint."""
     precision, prompt = _precision(options), _read_prompt(options)
     from gptmini.checkpoint.store import load_model
+    from gptmini.distributed.device import find_device
     from gptmini.generation.cpu_linear import optimize_for_cpu
     from gptmini.generation.repl import Session
     from gptmini.generation.streaming import generate_text, stream
-    from gptmini.training.runtime import find_device
 
     model, tokenizer = load_model(args[0], str(find_device(options.device)))
     if tokenizer is None:

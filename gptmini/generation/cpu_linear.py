@@ -21,6 +21,7 @@ from gptmini.errors import UserError
 from gptmini.model import GPT, CausalSelfAttention, sdpa
 
 Weights = Literal["fp32", "bf16", "int8"]
+MAX_PARTITIONED_ROWS = 64  # a larger product keeps all cores busy by itself
 MAX_GEMV_ROWS = 8  # up to here, reading small weights once per row costs less than widening them once for all
 
 
@@ -65,12 +66,12 @@ class PartitionedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out)."""
-        if torch.is_grad_enabled():  # training
-            return F.linear(x, self.weight, self.bias)
         columns = x.reshape(-1, x.shape[-1]).T  # (in, N)
+        if torch.is_grad_enabled() or columns.shape[1] > MAX_PARTITIONED_ROWS:
+            return F.linear(x, self.weight, self.bias)
         weight = self.weight.view(self.parts, -1, len(columns))  # (parts, out / parts, in)
         y = torch.bmm(weight, columns.expand(self.parts, -1, -1))  # (parts, out / parts, N)
-        y = y.flatten(0, 1).T.reshape(*x.shape[:-1], -1)
+        y = y.flatten(0, 1).T.contiguous().view(*x.shape[:-1], -1)  # (.., out)
         return y if self.bias is None else y + self.bias
 
 

@@ -1,0 +1,33 @@
+"""A checkpoint, made ready to generate from."""
+
+from pathlib import Path
+from typing import get_args
+
+from gptmini.checkpoint.hub import find_weights
+from gptmini.checkpoint.store import load_model
+from gptmini.data.tokenizers import Tokenizer
+from gptmini.distributed.device import find_device
+from gptmini.errors import UserError
+from gptmini.generation.cpu_linear import Weights, optimize_for_cpu
+from gptmini.model import GPT
+
+
+def load(path: str | Path, device: str = "auto", precision: Weights = "fp32") -> tuple[GPT, Tokenizer | None]:
+    """The model, in eval mode, and the tokenizer of a checkpoint, fast to generate with.
+
+    `path` is a run folder (its best checkpoint, else its latest), one step's folder, any Hugging Face GPT-2
+    directory, or the name of a GPT-2 on the Hugging Face Hub, such as "openai-community/gpt2"; `~` is the
+    home folder. The tokenizer is None where there is none.
+
+    `device` is auto (a GPU, else the CPU), cpu, cuda, cuda:1 or mps. With `precision` fp32 the model can be
+    trained, saved and copied. bf16 halves the bytes of the weights that generation reads and int8, on a CPU
+    only, quarters them: such a model is for generating, and training it raises UserError.
+
+    Raises UserError if there is no checkpoint, or one that this version cannot read; DamagedError, naming
+    the file, if it is not what was written.
+    """
+    if precision not in get_args(Weights):
+        raise UserError(f"precision = {precision!r} must be one of {', '.join(get_args(Weights))}")
+    folder = find_weights(str(Path(path).expanduser()))
+    model, tokenizer = load_model(folder, str(find_device(device)))
+    return optimize_for_cpu(model, precision), tokenizer
