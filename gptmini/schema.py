@@ -62,7 +62,7 @@ def explain(
 
     `overridden` are the dotted keys that came from the command line rather than from `source`.
     """
-    details = error.errors(include_url=False)
+    details = error.errors(include_url=False)  # one or more for each wrong key: a union has one per member
     first = details[0]
     location = first["loc"]
     # A missing item of a list is a mistake in the list.
@@ -145,8 +145,9 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """
     names = {name.rpartition(".")[2]: name for name in known}
     last = given.rpartition(".")[2]
+    # Tried in this order: the same key elsewhere, a similar whole name, a similar key.
     for close in (
-        difflib.get_close_matches(last, names, n=1, cutoff=1.0),  # the right key in the wrong section
+        difflib.get_close_matches(last, names, n=1, cutoff=1.0),
         difflib.get_close_matches(given, names.values(), n=1, cutoff=0.6),
         difflib.get_close_matches(last, names, n=1, cutoff=0.75),
     ):

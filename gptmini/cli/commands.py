@@ -49,6 +49,7 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
     from gptmini.training.signals import exit_at_once
 
     with exit_at_once():  # until training handles signals itself
+        # Without a file or weights to start from, measure this machine and choose the sizes.
         if path is None and not from_weights:
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
@@ -172,6 +173,7 @@ def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any
         Session(model, tokenizer, prompt, **keywords).run()
         return
     keywords["truncate_prompt"] = options.truncate_prompt == "left"
+    # One text is printed as it is generated, several one after another.
     if options.num_samples == 1:
         pieces = stream(model, tokenizer, prompt, **keywords)
         print(prompt + next(pieces, ""), end="", flush=True)  # a prompt that is refused is not printed
@@ -281,6 +283,7 @@ def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -
 
 def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
     """List the configs to start from, or print the one called NAME."""
+    # In an installed package the configs lie inside it, in a checkout beside it.
     package = Path(__file__).parent.parent
     installed, checkout = package / "configs", package.parent / "configs"
     folder = installed if installed.is_dir() else checkout
