@@ -194,14 +194,14 @@ def hub(gpt2):
     """A server on this machine that answers as the Hub does, for one model: someone/tiny-gpt2."""
     commit = "0" * 39 + "1"
     files = {path.name: path.read_bytes() for path in gpt2.iterdir()} | {"pytorch_model.bin": b"a pickle"}
-    asked = []
+    requested = []
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
             self.do_GET()
 
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             path = self.path.partition("?")[0]
             if path.startswith("/api/models/someone/tiny-gpt2"):
                 entries = [{"type": "file", "path": n, "size": len(d), "oid": n} for n, d in files.items()]
@@ -231,15 +231,15 @@ def hub(gpt2):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requested
         server.shutdown()
         thread.join()
 
 
 def train_from_the_hub(tmp_path, corpus, endpoint, name, out_dir):
-    words = f"--train.init-from {name} --train.out-dir {tmp_path / out_dir} --data.corpus {corpus}"
-    words += " --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.context-length 16"
-    words += " --train.max-steps 1 --train.batch-size 2 --runtime.device cpu --quiet"
+    args = f"--train.init-from {name} --train.out-dir {tmp_path / out_dir} --data.corpus {corpus}"
+    args += " --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.context-length 16"
+    args += " --train.max-steps 1 --train.batch-size 2 --runtime.device cpu --quiet"
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -247,19 +247,19 @@ def train_from_the_hub(tmp_path, corpus, endpoint, name, out_dir):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_XET": "1",
     }
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words.split()]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *args.split()]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
 
 
 def test_a_name_on_the_hub_is_fetched_once_and_never_its_pickles(hub, tmp_path, corpus, gpt2):
-    endpoint, asked = hub
+    endpoint, requested = hub
     done = train_from_the_hub(tmp_path, corpus, endpoint, "someone/tiny-gpt2", "run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert any(path.endswith("model.safetensors") for path in asked)
-    assert not any("pytorch_model" in path for path in asked if "/resolve/" in path)
+    assert any(path.endswith("model.safetensors") for path in requested)
+    assert not any("pytorch_model" in path for path in requested if "/resolve/" in path)
     _, tokenizer = gptmini.load(tmp_path / "run")
     assert tokenizer.digest == load_tokenizer(gpt2).digest
-    offline = "http://127.0.0.1:9"  # the port of nobody
+    offline = "http://127.0.0.1:9"  # no server listens there
     again = train_from_the_hub(tmp_path, corpus, offline, "someone/tiny-gpt2", "again")
     assert (again.returncode, again.stderr) == (0, "")
 

@@ -14,7 +14,7 @@ def log_steps(path, steps, first_step=0):
             metrics.log(step, "train", 2.0 / step, 1.0 / step, lr=0.1, grad_norm=1.0)
 
 
-def test_a_line_has_the_documented_keys_and_true_figures(tmp_path):
+def test_a_line_has_the_documented_keys_and_true_values(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log_steps(path, [1, 2])
     lines = list(read_metrics(path))
@@ -71,7 +71,7 @@ def test_samples_are_kept_and_those_past_the_resumed_step_are_dropped(tmp_path):
     assert [json.loads(line) for line in lines] == [{"step": n, "text": f"née\n{n}"} for n in (1, 2, 3)]
 
 
-def test_on_a_terminal_one_line_tells_loss_validation_speed_and_time_left(tmp_path, monkeypatch, capsys):
+def test_on_a_terminal_one_line_shows_loss_validation_speed_and_time_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Metrics(tmp_path / "metrics.jsonl", 0, 10, 100, quiet=False) as metrics:
         metrics.log(1, "val", 3.0, 1.5)

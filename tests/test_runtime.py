@@ -41,14 +41,14 @@ def test_the_forward_pass_runs_in_the_chosen_precision():
 
 
 def test_seeding_depends_on_every_part_of_the_key_and_on_nothing_else():
-    def draw(*key):
+    def uniform(*key):
         seed_everything(*key)
         return torch.rand(3).tolist()
 
-    first = draw(1, 2, 3)
+    first = uniform(1, 2, 3)
     torch.rand(7)
-    assert draw(1, 2, 3) == first
-    assert first not in (draw(0, 2, 3), draw(1, 3, 3), draw(1, 2, 4), draw(12, 3), draw(1, 23))
+    assert uniform(1, 2, 3) == first
+    assert first not in (uniform(0, 2, 3), uniform(1, 3, 3), uniform(1, 2, 4), uniform(12, 3), uniform(1, 23))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

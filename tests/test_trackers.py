@@ -109,7 +109,7 @@ def wandb_records(run_dir):
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own
 def test_wandb_records_the_numbers_of_metrics_jsonl_in_one_run(make_config, monkeypatch, tmp_path):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("CACHE", "CONFIG", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb"))
@@ -118,6 +118,7 @@ def test_wandb_records_the_numbers_of_metrics_jsonl_in_one_run(make_config, monk
     time.sleep(1)  # wandb names its folders by the second
     config = make_config(["wandb"], max_steps=6)
     train(config, resume=True, quiet=True)
+    wandb.teardown()  # wait for its own process, which writes the files
 
     found, ids = {}, set()
     for record in wandb_records(Path(config.train.out_dir)):

@@ -21,9 +21,10 @@ from gptmini.training.initialize import build_model_and_data
 from gptmini.training.metrics import Metrics, read_metrics
 from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import optimizer_tensors
+from gptmini.training.progress import TrainResult
 from gptmini.training.resume import check_resumable
 from gptmini.training.runtime import start_runtime
-from gptmini.training.trainer import Trainer, TrainResult, train
+from gptmini.training.trainer import Trainer, train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -427,7 +428,7 @@ def a_trainer(config):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_where_nobody_looks_at_a_failed_step_it_and_later_ones_change_nothing(
+def test_until_the_device_is_read_a_failed_step_and_later_ones_change_nothing(
     make_config, monkeypatch, optimizer
 ):
     trainer = a_trainer(make_config(optim={"optimizer": optimizer}))

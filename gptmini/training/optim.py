@@ -69,14 +69,14 @@ class Optimizer(ABC):
             for p in group["params"]:
                 if p not in self.state:
                     self.state[p] = self.initial_state(p)
-            self.update(group["params"], group["lr"], group["weight_decay"], skip)
+            self._update(group["params"], group["lr"], group["weight_decay"], skip)
 
     @abstractmethod
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first update."""
 
     @abstractmethod
-    def update(
+    def _update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
     ) -> None:
         """Update the parameters of one group in place."""
@@ -101,10 +101,9 @@ class AdamW(Optimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def update(
+    def _update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
     ) -> None:
-        """Update the parameters of one group in place."""
         states = [self.state[p] for p in parameters]
         adamw(
             [to_local(p) for p in parameters],
@@ -144,10 +143,9 @@ class Muon(Optimizer):
         """The average of the gradient."""
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def update(
+    def _update(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
     ) -> None:
-        """Update the parameters of one group in place, all of one shape (or its transpose) together."""
         for same in _by_shape(parameters):
             gradients = _gradients(same)
             buffers = [to_local(self.state[p]["momentum_buffer"]) for p in same]

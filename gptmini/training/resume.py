@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -62,26 +62,21 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
         yield
 
 
+@dataclass
 class CheckpointManager:
     """Saves and restores all that a run needs to continue: weights, optimizer state, progress.
 
     Nothing about randomness is saved: data order and dropout are functions of the step.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        runtime: Runtime,
-        data: TokenData,
-        store: CheckpointStore,
-        model: GPT,
-        optimizers: list[Optimizer],
-        scaler: torch.amp.GradScaler,
-        progress: Progress,
-    ) -> None:
-        self.config, self.runtime, self.data, self.store = config, runtime, data, store
-        self.model, self.optimizers, self.scaler, self.progress = model, optimizers, scaler, progress
-        self.distributed = runtime.distributed
+    config: Config
+    runtime: Runtime
+    data: TokenData
+    store: CheckpointStore
+    model: GPT
+    optimizers: list[Optimizer]
+    scaler: torch.amp.GradScaler
+    progress: Progress
 
     def save(self) -> None:
         """Commit a checkpoint of this step. All ranks must call it; the main one writes."""
@@ -95,16 +90,16 @@ class CheckpointManager:
             environment=self.runtime.environment(),
         )
         # A rank of a sharded model holds a part of each tensor only: gather them on the main rank.
-        gather = self.distributed.gather_full_state_dict
+        gather = self.runtime.distributed.gather_full_state_dict
         weights = gather({name: parameter.detach() for name, parameter in self.model.named_parameters()})
         optimizer = gather(optimizer_tensors(self.model, self.optimizers))
-        if self.distributed.is_main:
+        if self.runtime.distributed.is_main:
             checkpoint = Checkpoint(state.step, weights, optimizer, state)
             self.store.save(checkpoint, self.model.config, self.data.tokenizer)
 
     def restore(self) -> list[str]:
         """Load the newest good checkpoint, if there is one; returns lines that the user should read."""
-        checkpoint, notes = latest_checkpoint(self.store, self.distributed)
+        checkpoint, notes = latest_checkpoint(self.store, self.runtime.distributed)
         if checkpoint is None:
             return [f"no checkpoint to resume in {self.store.run_folder}: starting from step 0"]
         state = checkpoint.state

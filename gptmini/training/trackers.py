@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 from gptmini.config import Config
 from gptmini.errors import UserError
@@ -15,51 +15,40 @@ from gptmini.errors import UserError
 QUANTITIES = ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second")
 
 
-class Tracker(Protocol):
-    """What a tracker must be able to do."""
+class Tracker(NamedTuple):
+    """What can be done with a tracker: record values named as in `loss/train`, and end."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values with names such as `loss/train`."""
-
-    def close(self) -> None:
-        """Send what is buffered; the run is over, or interrupted."""
+    log: Callable[[int, Mapping[str, float]], None]
+    close: Callable[[], None]
 
 
-class TensorBoard:
+def start_tensorboard(config: Config, run_dir: Path, first_step: int, quiet: bool) -> Tracker:
     """Event files in the run folder, which `tensorboard --logdir runs` shows."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, config: Config, run_dir: Path, first_step: int, quiet: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    # purge_step hides the events of steps that a resumed run takes again.
+    writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
-        # purge_step hides the events of steps that a resumed run takes again.
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
-        self.close = self._writer.close
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one scalar for each value."""
+    def log(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
+
+    return Tracker(log, writer.close)
 
 
-class WandB:
+def start_wandb(config: Config, run_dir: Path, first_step: int, quiet: bool) -> Tracker:
     """A run of Weights & Biases, in the project that WANDB_PROJECT names."""
+    import wandb
 
-    def __init__(self, config: Config, run_dir: Path, first_step: int, quiet: bool) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            id=_latest_id(run_dir / "wandb") if first_step else None,  # a resumed run keeps its id
-            name=run_dir.name,
-            dir=str(run_dir),
-            config=config.model_dump(mode="json"),
-            resume="allow",
-            settings={"silent": quiet},
-        )
-        self.close = self._run.finish
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log all values together."""
-        self._run.log(dict(values), step=step)
+    run = wandb.init(
+        id=_latest_id(run_dir / "wandb") if first_step else None,  # a resumed run keeps its id
+        name=run_dir.name,
+        dir=str(run_dir),
+        config=config.model_dump(mode="json"),
+        resume="allow",
+        settings={"silent": quiet},
+    )
+    return Tracker(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
 def _latest_id(folder: Path) -> str | None:
@@ -68,7 +57,7 @@ def _latest_id(folder: Path) -> str | None:
     return max(names).split("-", 2)[2] if names else None
 
 
-KINDS: dict[str, Callable[[Config, Path, int, bool], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+KINDS = {"tensorboard": start_tensorboard, "wandb": start_wandb}
 
 
 def check_trackers(names: Iterable[str]) -> None:

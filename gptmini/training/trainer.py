@@ -4,7 +4,6 @@ import math
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,28 +27,11 @@ from gptmini.training.loss import bits_per_byte, evaluate_batches, next_token_lo
 from gptmini.training.metrics import Metrics
 from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import build_optimizers, learning_rate_factor, set_learning_rate
-from gptmini.training.progress import Progress
+from gptmini.training.progress import Progress, TrainResult
 from gptmini.training.resume import CheckpointManager, claim_run_dir, refuse_used_folder
 from gptmini.training.runtime import Runtime, seed_everything, start_runtime
 from gptmini.training.signals import StopSignal, stop_signal
 from gptmini.training.trackers import check_trackers
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended. Losses are of the validation split, in nats per token; None if never evaluated."""
-
-    run_dir: Path
-    best_step: int | None
-    best_val_loss: float | None
-    val_loss: float | None  # of the last step
-    step: int  # optimizer steps taken, those before a resume included
-
-    def __str__(self) -> str:
-        loss = "none yet"
-        if self.best_val_loss is not None:
-            loss = f"{self.best_val_loss:.4f} at step {self.best_step}"
-        return f"finished after step {self.step}; best validation loss {loss}; saved in {self.run_dir}"
 
 
 def train(
@@ -78,6 +60,7 @@ def train(
         model, data = build_model_and_data(config, runtime, quiet or not distributed.is_main)
         config = resolve_tokenizer(config, data.tokenizer)
 
+        # From here on the run folder is locked, and a signal waits for the end of the step.
         with claim_run_dir(store, resume, distributed), stop_signal() as stop:
             trainer = Trainer(config, runtime, model, data, store)
             notes = trainer.checkpoints.restore() if resume else []
@@ -162,13 +145,7 @@ class Trainer:
             if stopping and not finished:
                 name = signal.Signals(stopping).name
                 raise Stopped(f"stopped by {name} after step {progress.step}; continue with --resume")
-        return TrainResult(
-            run_dir=self.store.run_folder,
-            best_step=progress.best_step,
-            best_val_loss=progress.best_val_loss,
-            val_loss=progress.val_loss,
-            step=progress.step,
-        )
+        return progress.result(self.store.run_folder)
 
     def train_step(self) -> StepResult:
         """Update the weights once, by the gradient of one global batch.

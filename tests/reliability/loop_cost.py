@@ -1,7 +1,7 @@
 """What exactness and crash safety cost between saves: `python tests/reliability/loop_cost.py`.
 
 Compares a run (rates, seeds of dropout, data order, metrics, signals; its one evaluation and save left out)
-with a bare loop over the same model and optimizer: batches drawn from PyTorch's generator, forward, backward,
+with a bare loop over the same model and optimizer: batches from PyTorch's generator, forward, backward,
 update. Both in turn, five times; prints milliseconds a step.
 """
 

@@ -168,7 +168,7 @@ def uninterrupted(folder, config=CONFIG, name="uninterrupted"):
 
 
 def assert_same_end(run, other):
-    """Both have finished with the same bits, and each line of metrics stands once."""
+    """Both have finished with the same bits, and each line of metrics is there once."""
     last, expected = checkpoints(run).steps()[-1], checkpoints(other).steps()[-1]
     assert last == expected
     verify(checkpoints(run).path(last))
@@ -191,7 +191,7 @@ def assert_own_losses(run):
 
 
 def assert_whole(run):
-    """Every checkpoint that stands under its name is complete."""
+    """Every checkpoint under its final name is complete."""
     for step in checkpoints(run).steps():
         verify(checkpoints(run).path(step))
 
