@@ -116,3 +116,13 @@ def test_a_trained_model_loads_generates_is_evaluated_and_saved(trained):
     copy, its_tokenizer = gptmini.load("copy", device="cpu")
     assert gptmini.evaluate(copy, its_tokenizer, TEXT) == found
     assert next(iter(gptmini.generate_text(copy, its_tokenizer, "The", **options))) == text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_rounded_weights_predict_nearly_as_well(trained, precision):
+    exact, tokenizer = gptmini.load(trained.run_dir, device="cpu")
+    rounded, _ = gptmini.load(trained.run_dir, device="cpu", precision=precision)
+    loss = gptmini.evaluate(exact, tokenizer, TEXT).loss
+    rounded_loss = gptmini.evaluate(rounded, tokenizer, TEXT).loss
+    assert rounded_loss != loss
+    assert rounded_loss == pytest.approx(loss, rel=0.01)
