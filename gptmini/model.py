@@ -110,11 +110,9 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         # Of each position, in one product: the query (what it looks for), the key (what it is found by) and
         # the value (what it hands to those that find it).
-        q, k, v = self.c_attn(x).split(C, dim=-1)  # 3 x (B, T, C)
+        qkv = self.c_attn(x).split(C, dim=-1)  # 3 x (B, T, C)
         # Cut the width into H heads and move them beside the batch: each head attends on its own.
-        q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        v = v.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in qkv)  # 3 x (B, H, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         dropout = self.dropout if self.training else 0.0
@@ -224,7 +222,7 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def _check(self, tokens: Tensor, cache: Cache | None) -> None:
-        """Raise UserError, one line, where PyTorch's own error would not say what to do."""
+        """Raise UserError where PyTorch's own error would not say what to do."""
         if isinstance(cache, Tensor):
             raise UserError(
                 "GPT takes tokens and returns logits, not targets and a loss: "

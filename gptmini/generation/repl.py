@@ -1,7 +1,7 @@
-"""A terminal session with a model: type text, watch it go on.
+"""A terminal session with a model: type text, and the model continues it.
 
-The session is one growing text. A typed line is put on a new line below it, the model goes on from its end,
-and so forth: what stands on the screen is what the model reads. Lines that begin with a slash are commands.
+The session is one growing text. A typed line is appended to it as a new line, and the model continues from
+there: the screen shows what the model reads. Lines that begin with a slash are commands.
 """
 
 import contextlib
