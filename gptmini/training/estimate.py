@@ -9,16 +9,11 @@ from dataclasses import dataclass
 from gptmini.config import Config, GPTConfig, TrainConfig
 from gptmini.errors import UserError
 
-PYTORCH_BYTES = 258 << 20
-"""Resident memory of the smallest run: Python, PyTorch, tokenizers, and the kernels' workspace. Measured by
-`python scripts/bench.py memory`; it differs between builds of PyTorch and from CPU to CUDA."""
-
-RANKS_BYTES = 74 << 20
-"""What each of several ranks holds besides: torch.distributed, and what DDP and FSDP import."""
-
-FRAGMENTATION_BYTES = 50 << 20
-"""Heap memory that glibc on a CPU cannot reuse, fitted to `python scripts/bench.py memory`. Where freed
-memory is kept from step to step, a quarter of the activations comes on top: not every later tensor fits."""
+# Memory that no count covers, fitted to `python scripts/bench.py memory` on a CPU; builds of PyTorch differ.
+PYTORCH_BYTES = 258 << 20  # the smallest run: Python, PyTorch, tokenizers, the kernels' workspace
+RANKS_BYTES = 74 << 20  # besides, on each of several ranks: torch.distributed, and what DDP and FSDP import
+FRAGMENTATION_BYTES = 50 << 20  # heap memory that glibc cannot reuse
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a number in a matrix product
 
 
 @dataclass(frozen=True)
@@ -42,12 +37,10 @@ class Estimate:
     """A run in numbers, computed from its config and the size of its corpus."""
 
     parameters: int
-    corpus_tokens: int | None
-    """None if the corpus has not been prepared yet."""
+    corpus_tokens: int | None  # None if the corpus has not been prepared yet
     tokens_per_step: int
     tokens: int
-    flops_per_token: int
-    """Floating-point operations of a forward and backward pass."""
+    flops_per_token: int  # floating-point operations of a forward and backward pass
     memory: Memory
 
     @property
@@ -60,14 +53,13 @@ class Estimate:
         """Why this corpus is too small for this model, or None."""
         if self.corpus_tokens is None or self.epochs is None:
             return None
-        if (self.epochs > 1 and self.parameters > 5 * self.corpus_tokens) or self.epochs > 30:
-            return (
-                f"the corpus is small for this run: {self.parameters:,} parameters see "
-                f"{self.corpus_tokens:,} tokens {self.epochs:.1f} times and may memorize them; "
-                "more text, a smaller model, fewer steps or model.dropout help, "
-                "and the best checkpoint is kept anyway"
-            )
-        return None
+        if self.epochs <= 30 and (self.epochs <= 1 or self.parameters <= 5 * self.corpus_tokens):
+            return None
+        return (
+            f"the corpus is small for this run: {self.parameters:,} parameters see {self.corpus_tokens:,} "
+            f"tokens {self.epochs:.1f} times and may memorize them; more text, a smaller model, fewer steps "
+            "or model.dropout help, and the best checkpoint is kept anyway"
+        )
 
     def __str__(self) -> str:
         corpus = "" if self.corpus_tokens is None else f"{self.corpus_tokens:,} training tokens; "
@@ -119,9 +111,10 @@ def count_parameters(model: GPTConfig) -> int:
     124439808
     """
     C = model.n_embd
-    block = _block_matrices(model) + 2 * C + (11 * C if model.bias else 0)  # matrices, LayerNorms, biases
+    embeddings = (model.vocab_size + model.context_length) * C
+    block = 12 * C * C + 2 * C + (11 * C if model.bias else 0)  # matrices, LayerNorms, biases
     final = 2 * C if model.bias else C
-    return (model.vocab_size + model.context_length) * C + model.n_layer * block + final
+    return embeddings + model.n_layer * block + final
 
 
 def flops_per_token(model: GPTConfig) -> int:
@@ -140,20 +133,17 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     sharded = config.runtime.parallel == "fsdp" and world_size > 1
     recompute = config.runtime.activation_checkpointing
     muon = config.optim.optimizer == "muon"
-    width = _width(precision)
-    B, T, V = micro_batch_size_per_rank(config.train, world_size), model.context_length, model.vocab_size
+    width, B = WIDTH[precision], micro_batch_size_per_rank(config.train, world_size)
+    T, C, V, L = model.context_length, model.n_embd, model.vocab_size, model.n_layer
     accumulates = B * world_size < config.train.batch_size
+    parameters = count_parameters(model)
+    block_matrices = 12 * C * C  # weights: c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4
 
     # State: what a rank holds all the time. FSDP splits it among the ranks, and makes no lasting copies.
-    parameters, block_matrices = count_parameters(model), model.n_layer * _block_matrices(model)
-    copies = 0 if width == 4 or sharded else width * (block_matrices + V * model.n_embd)
-    averages = 4 * (2 * parameters - (block_matrices if muon else 0))
     shards = world_size if sharded else 1
-    weights, optimizer, gradients = (
-        4 * parameters // shards + copies,
-        averages // shards,
-        4 * parameters // shards,
-    )
+    copies = 0 if width == 4 or sharded else width * (L * block_matrices + V * C)
+    averages = 4 * (2 * parameters - (L * block_matrices if muon else 0))
+    gradients = 4 * parameters // shards
 
     # One micro batch, forward and backward.
     block = B * block_bytes_per_sequence(model, precision, on_cpu=on_cpu)
@@ -161,34 +151,34 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
     # The logits as the model returns them; in float32 their log-softmax, its gradient and theirs. While
     # gradients accumulate, the logits of the previous micro batch are still there.
     logits = B * T * V * ((2 if accumulates else 1) * width + 4 + 4 + 4)
-    gathered = _gathered_bytes(model, width) if sharded else 0
 
-    # Update and save. GPT-2's files store the block matrices transposed: a copy of each.
-    update = _muon_bytes(model, 4 if on_cpu and width == 4 else 2) if muon else 0
-    saved = 4 * (parameters + block_matrices) + averages if sharded else 0
+    gathered = saved = update = 0
+    if sharded:
+        # In the backward pass FSDP2 holds in full the embeddings and their gradient; a block, its gradient
+        # and the next block; and the block's gradient in float32, for the reduction.
+        gathered = width * 2 * (V + T) * C + (3 * width + 4) * block_matrices
+        # GPT-2's files store the block matrices transposed: a copy of each.
+        saved = 4 * (parameters + L * block_matrices) + averages
+    if muon:
+        # Most for the two MLP matrices of all blocks. In float32 the updates, and their stack; and the larger
+        # of: the normalised stack in float32; or x before and after one Newton-Schulz iteration and two Gram
+        # matrices, in the precision of the products.
+        stack, grams = L * 8 * C * C, L * 2 * C * C
+        update = 4 * 2 * stack + max(4 * stack, (4 if on_cpu and width == 4 else 2) * (2 * stack + 2 * grams))
 
     rest = PYTORCH_BYTES + (RANKS_BYTES if world_size > 1 else 0) + (FRAGMENTATION_BYTES if on_cpu else 0)
-    if on_cpu and not sharded and not recompute:  # freed memory is kept (runtime.tune_malloc): all adds up
-        rest += activations // 4 + (
-            gradients // 2 if world_size > 1 else 0
-        )  # DDP allocates its buckets twice
+    if on_cpu and not sharded and not recompute:
+        # Freed memory is kept from step to step (runtime.tune_malloc), so all adds up, and not every later
+        # tensor fits into what was freed. DDP allocates its buckets twice.
+        rest += activations // 4 + (gradients // 2 if world_size > 1 else 0)
         working = activations + (logits + gradients if accumulates else max(logits, gradients)) + update
     else:
         backward_begins = activations + max(logits, gathered) + (gradients if accumulates else 0)
         backward_ends = gradients + gathered + (block if recompute else 0)
         working = max(backward_begins, backward_ends, gradients + update, saved if on_cpu else 0)
-    return Memory(
-        weights=weights,
-        optimizer=optimizer,
-        gradients=gradients,
-        activations=activations,
-        logits=logits,
-        gathered=gathered,
-        update=update,
-        saved=saved,
-        rest=rest,
-        peak=weights + optimizer + working + rest,
-    )
+    weights, optimizer = 4 * parameters // shards + copies, averages // shards
+    peak = weights + optimizer + working + rest
+    return Memory(weights, optimizer, gradients, activations, logits, gathered, update, saved, rest, peak)
 
 
 def activation_bytes_per_sequence(
@@ -200,7 +190,7 @@ def activation_bytes_per_sequence(
     is kept in full.
     """
     T, C, L = model.context_length, model.n_embd, model.n_layer
-    final = _width(precision) * C + 4 * (C + 2)  # the last LayerNorm: its output, input, mean and deviation
+    final = WIDTH[precision] * C + 4 * (C + 2)  # the last LayerNorm: its output, input, mean and deviation
     if model.dropout:
         final += (4 if on_cpu else 1) * C
     block = block_bytes_per_sequence(model, precision, on_cpu=on_cpu)
@@ -209,58 +199,25 @@ def activation_bytes_per_sequence(
 
 def block_bytes_per_sequence(model: GPTConfig, precision: str, *, on_cpu: bool = True) -> int:
     """What one block keeps for the backward pass over context_length tokens, in bytes."""
-    C, width = model.n_embd, _width(precision)
-    # In the precision of the matrix products: the normalised inputs of attention and MLP (2 C), q, k and v
-    # (3 C), attention's output (C), and the MLP's hidden layer before and after GELU (8 C).
-    # In float32: the residual stream before each of the two parts (2 C), and each LayerNorm's mean and
-    # deviation.
-    token = width * 14 * C + 4 * (2 * C + 4)
-    if model.dropout:  # the dropout masks of attention's and the MLP's output
-        token += 2 * (width if on_cpu else 1) * C
-    return model.context_length * (token + _attention_bytes_per_token(model, width, on_cpu))
-
-
-def _attention_bytes_per_token(model: GPTConfig, width: int, on_cpu: bool) -> int:
-    """What a block keeps of the attention scores of one query, all heads together."""
-    scores = model.n_head * model.context_length
+    T, C, H, width = model.context_length, model.n_embd, model.n_head, WIDTH[precision]
+    mask = width if on_cpu else 1  # bytes of an element of a dropout mask
+    token = (
+        4 * 2 * C  # float32: the residual stream before attention and before the MLP,
+        + 4 * 2 * 2  # and the mean and deviation of their LayerNorms
+        + width * 2 * C  # the LayerNorms' outputs
+        + width * 3 * C  # q, k and v
+        + width * C  # attention's output
+        + width * 2 * 4 * C  # the MLP's hidden layer before and after GELU
+        + (2 * mask * C if model.dropout else 0)  # of the outputs of attention and the MLP
+    )
+    # The attention scores of one query, all heads together.
     if model.attention != "sdpa":
-        dropped = (width + (width if on_cpu else 1)) if model.dropout else 0
-        return scores * (width + dropped)
-    if (
-        model.dropout and on_cpu
-    ):  # the CPU's fused kernel has no dropout: PyTorch falls back to float32 scores
-        return scores * 3 * 4 + (4 - width) * 3 * model.n_embd
-    return 4 * model.n_head  # the logsumexp of each head's scores
-
-
-def _gathered_bytes(model: GPTConfig, width: int) -> int:
-    """What FSDP2 holds in full during the backward pass, in the precision of the matrix products.
-
-    The embeddings and their gradient all the time; a block, its gradient and the next block; and the block's
-    gradient in float32, for the reduction.
-    """
-    embeddings = (model.vocab_size + model.context_length) * model.n_embd
-    return width * 2 * embeddings + (3 * width + 4) * _block_matrices(model)
-
-
-def _muon_bytes(model: GPTConfig, width: int) -> int:
-    """What Muon's update takes at its worst: on the two MLP matrices of all blocks together."""
-    C = model.n_embd
-    largest = model.n_layer * 8 * C * C
-    grams = model.n_layer * 2 * C * C
-    # In float32 the updates, and their stack. Besides, the larger of: the normalised stack in float32; or x
-    # before and after one Newton-Schulz iteration and two Gram matrices, in the precision of the products.
-    return 4 * 2 * largest + max(4 * largest, width * (2 * largest + 2 * grams))
-
-
-def _block_matrices(model: GPTConfig) -> int:
-    """Weights in a block's matrices: c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4."""
-    return 12 * model.n_embd**2
-
-
-def _width(precision: str) -> int:
-    """Bytes of a number in a matrix product."""
-    return 4 if precision == "fp32" else 2
+        token += H * T * (width + (width + mask if model.dropout else 0))
+    elif model.dropout and on_cpu:  # the fused CPU kernel has no dropout: PyTorch takes float32 scores
+        token += H * T * 3 * 4 + (4 - width) * 3 * C
+    else:
+        token += 4 * H  # the logsumexp of each head's scores
+    return T * token
 
 
 def mebibytes(size: int) -> str:
