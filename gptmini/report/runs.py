@@ -42,10 +42,9 @@ def flat_config(config: Config) -> dict[str, Any]:
 def _read_run(name: str, folder: Path) -> Run:
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: not a run folder: it needs the config.yaml and metrics.jsonl of a run")
-    steps = CheckpointStore(folder, keep=1).steps()
-    state = {}
-    if steps:
-        state = read_json(CheckpointStore(folder, keep=1).path(steps[-1]) / "training" / "state.json")
+    store = CheckpointStore(folder, keep=1)
+    steps = store.steps()
+    state = read_json(store.path(steps[-1]) / "training" / "state.json") if steps else {}
     return Run(
         name,
         folder,
@@ -66,7 +65,7 @@ def _lines(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):  # a running process is still writing it
                 return
             try:
-                value = json.loads(line)
+                value = json.loads(line, parse_constant=lambda _: None)  # nan and inf of a diverged run
                 yield {**value, **{key: value[key] for key in needed}}
             except (ValueError, KeyError, TypeError):
                 raise DamagedError(f"{path}: line {number} is not what a run writes") from None

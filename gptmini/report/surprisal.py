@@ -1,6 +1,7 @@
 """Surprisal, -log2 p, of each token in the windows of the validation text with most and least loss."""
 
-from typing import Any, NamedTuple
+import codecs
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,80 +16,51 @@ TOKENS = 1 << 16  # of the validation text at most: seconds instead of minutes
 ALTERNATIVES = 5
 
 
-class Piece(NamedTuple):
-    """The text of one token, or of several where each is a part of one character."""
+def extreme_windows(model: GPT, data: TokenData, runtime: Runtime) -> dict[str, list[dict[str, Any]]]:
+    """The `worst` two windows of the validation text, with the highest loss, and the `best`, for report.js.
 
-    text: str
-    bits: float  # surprisal: -log2 of the probability that the model gave it
-    alternatives: list[tuple[str, float]]  # the tokens with the highest probability here
-
-
-class ShownWindow(NamedTuple):
-    """A window of validation text, token by token."""
-
-    loss: float  # nats per token
-    bits_per_byte: float
-    pieces: list[Piece]
-
-
-def extreme_windows(
-    model: GPT, data: TokenData, runtime: Runtime, count: int = 2
-) -> tuple[list[ShownWindow], list[ShownWindow]]:
-    """The `count` windows of the validation text with the highest loss, and those with the lowest."""
+    Each window has its `loss` in nats per token, `bits_per_byte`, and `pieces`: of each token (or of several
+    where each is a part of one character) the text, the surprisal in bits, and as (text, probability) the
+    tokens that the model thought most probable there.
+    """
     length = model.config.context_length
-    found = evaluate_windows(model, data.val, data.tokenizer, length, runtime, count=count, max_tokens=TOKENS)
-    worst, best = (
-        [
-            ShownWindow(w.loss, w.bits_per_byte, _pieces(model, data.val, w.start, data.tokenizer, runtime))
-            for w in windows
+    found = evaluate_windows(model, data.val, data.tokenizer, length, runtime, count=2, max_tokens=TOKENS)
+    return {
+        kind: [
+            {
+                "loss": window.loss,
+                "bits_per_byte": window.bits_per_byte,
+                "pieces": _pieces(model, data.val, window.start, data.tokenizer, runtime),
+            }
+            for window in windows
         ]
-        for windows in (found.worst, found.best)
-    )
-    return worst, best
+        for kind, windows in (("worst", found.worst), ("best", found.best))
+    }
 
 
 @torch.inference_mode()
 def _pieces(
     model: GPT, stream: np.ndarray, start: int, tokenizer: Tokenizer, runtime: Runtime
-) -> list[Piece]:
-    """The tokens of the window whose first target is at index `start` of the stream."""
+) -> list[tuple[str, float, list[tuple[str, float]]]]:
+    """The pieces of the window whose first target is at index `start` of the stream."""
     window = stream[start - 1 : start + model.config.context_length].astype(np.int64)
     targets = window[1:].tolist()
     logits = model(runtime.to_device(torch.from_numpy(window[None, :-1])))[0].float()  # (T, V)
     log_probabilities = logits.log_softmax(dim=-1).cpu()  # (T, V)
     top = log_probabilities.topk(min(ALTERNATIVES, log_probabilities.shape[-1]))
-    pieces: list[Piece] = []
-    # A character may take several tokens: collect bytes until they decode, and add up the bits.
-    begun, bits, alternatives = b"", 0.0, None
+    pieces = []
+    # A character may take several tokens: add up the bits until the decoder has all of its bytes.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text, bits, alternatives = "", 0.0, None
     for t, token in enumerate(targets):
-        begun += tokenizer.tokens[token] or "⏹".encode()  # an end of text has no bytes
+        data = tokenizer.tokens[token] or "⏹".encode()  # an end of text has no bytes
+        text += decoder.decode(data, final=t + 1 == len(targets))
         bits -= log_probabilities[t, token].item() / np.log(2)
         alternatives = alternatives or [
             (tokenizer.tokens[i].decode(errors="replace") or "⏹", float(np.exp(value)))
             for i, value in zip(top.indices[t].tolist(), top.values[t].tolist(), strict=True)
         ]
-        if t + 1 < len(targets) and _ends_inside_a_character(begun):
-            continue
-        pieces.append(Piece(begun.decode(errors="replace"), bits, alternatives))
-        begun, bits, alternatives = b"", 0.0, None
+        if not decoder.getstate()[0]:
+            pieces.append((text, round(bits, 3), alternatives))
+            text, bits, alternatives = "", 0.0, None
     return pieces
-
-
-def _ends_inside_a_character(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
-    return False
-
-
-def as_json(windows: list[ShownWindow]) -> list[dict[str, Any]]:
-    """The windows as report.js reads them."""
-    return [
-        {
-            "loss": window.loss,
-            "bits_per_byte": window.bits_per_byte,
-            "pieces": [[p.text, round(p.bits, 3), p.alternatives] for p in window.pieces],
-        }
-        for window in windows
-    ]
