@@ -18,13 +18,13 @@ def test_the_statistics_of_a_corpus(monkeypatch, tmp_path):
     corpus = corpus_of(b"same\n\nunlike\n", b" same \n\nother", b"the longest of all\n\nsame")
     data = prepare_corpus(corpus, 0.4, TokenizerConfig(kind="bytes"), 2, quiet=True)
     found = describe(corpus, data)
-    assert found.documents == 3
-    assert found.text_bytes == 13 + 13 + 24
-    assert found.longest_document_bytes == 24
-    assert found.repeated_share == 8 / 50
-    assert found.tokens == len(data.train) + len(data.val)
-    assert found.bytes_per_token == pytest.approx(1, abs=0.05)
-    assert found.gpt2_bytes_per_token is None
+    assert found["documents"] == 3
+    assert found["text_bytes"] == 13 + 13 + 24
+    assert found["longest_document_bytes"] == 24
+    assert found["repeated_share"] == 8 / 50
+    assert found["tokens"] == len(data.train) + len(data.val)
+    assert found["bytes_per_token"] == pytest.approx(1, abs=0.05)
+    assert found["gpt2_bytes_per_token"] is None
 
 
 def test_gpt2_is_compared_with_where_its_files_are_at_hand(monkeypatch):
@@ -36,4 +36,4 @@ def test_gpt2_is_compared_with_where_its_files_are_at_hand(monkeypatch):
     text = "Some plain English text, and some more. " * 20
     corpus = corpus_of(text.encode())
     data = prepare_corpus(corpus, 0.1, TokenizerConfig(kind="bytes"), 2, quiet=True)
-    assert describe(corpus, data).gpt2_bytes_per_token == len(text) / len(gpt2.encode(text))
+    assert describe(corpus, data)["gpt2_bytes_per_token"] == len(text) / len(gpt2.encode(text))

@@ -90,7 +90,7 @@ def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> 
         from gptmini.evaluation.corpus_statistics import describe
 
         corpus = open_corpus(config.data.corpus, config.data.text_field, config.data.errors)
-        statistics = describe(corpus, data)._asdict()
+        statistics = describe(corpus, data)
         rounded = {name: round(n, 4) if isinstance(n, float) else n for name, n in statistics.items()}
         print(yaml.safe_dump({"stats": rounded}, sort_keys=False), end="")
 

@@ -29,10 +29,7 @@ class Baselines(NamedTuple):
 
 
 def measure_baselines(data: TokenData) -> Baselines:
-    """The baselines on the validation split of a prepared corpus.
-
-    Uses at most TEXT_BYTES on each side of the border between the splits, which takes some 20 seconds.
-    """
+    """The baselines on at most TEXT_BYTES on each side of the border between the splits: some 20 seconds."""
     train = last_bytes(data.train, data.tokenizer, TEXT_BYTES)
     val = first_bytes(data.val, data.tokenizer, TEXT_BYTES)
     return Baselines(
@@ -55,8 +52,8 @@ def last_bytes(tokens: np.ndarray, tokenizer: Tokenizer, size: int) -> bytes:
     """The last `size` bytes of a token stream's text, or a little less."""
     tokens = tokens[-size:]
     ends = np.cumsum(tokenizer.token_byte_lengths[tokens][::-1])
-    count = int(np.searchsorted(ends, size, side="right"))
-    return tokenizer.decode_bytes(tokens[len(tokens) - count :].tolist())
+    dropped = len(tokens) - np.searchsorted(ends, size, side="right")
+    return tokenizer.decode_bytes(tokens[dropped:].tolist())
 
 
 def gzip_bytes(train: bytes, val: bytes) -> int:

@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,31 +14,21 @@ from gptmini.errors import UserError
 SAMPLE_BYTES = 4 << 20
 
 
-class TextStatistics(NamedTuple):
-    """A corpus and its tokens in numbers."""
-
-    documents: int
-    text_bytes: int
-    longest_document_bytes: int
-    repeated_share: float  # of the bytes: paragraphs that occurred earlier in the corpus
-    tokens: int  # in both splits
-    bytes_per_token: float
-    gpt2_bytes_per_token: float | None  # of a sample; None where GPT-2's files cannot be had
-
-
-def describe(corpus: Corpus, data: TokenData) -> TextStatistics:
+def describe(corpus: Corpus, data: TokenData) -> dict[str, int | float | None]:
     """Statistics of a corpus and the tokens that `prepare` made of it, from one more pass over the text."""
     contents = corpus.contents
     tokens = len(data.train) + len(data.val)
-    return TextStatistics(
-        documents=len(contents.document_bytes),
-        text_bytes=contents.total_bytes,
-        longest_document_bytes=int(contents.document_bytes.max()),
-        repeated_share=_repeated_bytes(corpus.chunks()) / contents.total_bytes,
-        tokens=tokens,
-        bytes_per_token=(data.meta.train_bytes + data.meta.val_bytes) / tokens,
-        gpt2_bytes_per_token=_gpt2_bytes_per_token(corpus),
-    )
+    return {
+        "documents": len(contents.document_bytes),
+        "text_bytes": contents.total_bytes,
+        "longest_document_bytes": int(contents.document_bytes.max()),
+        # Of the bytes: paragraphs that occurred earlier in the corpus.
+        "repeated_share": _repeated_bytes(corpus.chunks()) / contents.total_bytes,
+        "tokens": tokens,
+        "bytes_per_token": (data.meta.train_bytes + data.meta.val_bytes) / tokens,
+        # Of a sample; None where GPT-2's files cannot be had.
+        "gpt2_bytes_per_token": _gpt2_bytes_per_token(corpus),
+    }
 
 
 def _repeated_bytes(chunks: Iterable[Chunk]) -> int:

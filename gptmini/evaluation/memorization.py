@@ -13,6 +13,8 @@ from gptmini.data.tokenizers import Tokenizer
 
 BLOCK_TOKENS = 1 << 18
 COPIED_BYTES = 50  # a run this long is not a coincidence
+BASE = np.uint64(0x9E3779B97F4A7C15)  # of the hashes: any large odd number
+INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
 
 
 class SharedRun(NamedTuple):
@@ -50,20 +52,18 @@ def copied_fraction(text: bytes, blocks: Iterable[bytes]) -> float:
     >>> copied_fraction(b"x" * 60 + b"y" * 60, [b"ab" + b"x" * 30, b"x" * 22])
     0.5
     """
-    hashes = _hashes(text, COPIED_BYTES)  # one for each position in the text
-    unique, unique_index = np.unique(hashes, return_inverse=True)
+    if len(text) < COPIED_BYTES:
+        return 0.0
+    unique, unique_index = np.unique(_hashes(text, COPIED_BYTES), return_inverse=True)
     copied = np.zeros(len(unique), dtype=bool)
     previous = b""
     for block in blocks:
         window = previous + block
         copied |= np.isin(unique, np.unique(_hashes(window, COPIED_BYTES)), assume_unique=True)
         previous = window[max(0, len(window) - COPIED_BYTES + 1) :]
-    # Each copied substring covers COPIED_BYTES bytes: +1 where one begins, -1 behind its end, then sum up.
-    begins = np.flatnonzero(copied[unique_index])
-    change = np.zeros(len(text) + 1, dtype=np.int64)
-    np.add.at(change, begins, 1)
-    np.add.at(change, begins + COPIED_BYTES, -1)
-    return float((np.cumsum(change)[:-1] > 0).mean()) if text else 0.0
+    # A copied substring covers COPIED_BYTES bytes: the bytes from n - COPIED_BYTES + 1 starts to all n.
+    covered = np.convolve(copied[unique_index], np.ones(COPIED_BYTES)) > 0.5
+    return float(covered.mean())
 
 
 def text_blocks(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
@@ -84,20 +84,11 @@ def _find_shared(text: bytes, other: bytes, length: int) -> int | None:
 def _hashes(text: bytes, length: int) -> np.ndarray:
     """A hash, uint64 (n - length + 1,), of each substring of `length` bytes of a text of n bytes.
 
-    A hash of 2 w bytes combines two hashes of w bytes, so this takes log2(length) passes.
+    The polynomial hash of Rabin and Karp (1987), modulo 2^64: the sum of byte[i] * BASE^i over a substring is
+    a difference of two sums from the text's start, and divided by BASE^start the same wherever it stands.
     """
-    if len(text) < length:
-        return np.empty(0, dtype=np.uint64)
     data = np.frombuffer(text, dtype=np.uint8)
-    hashes, width = _mix(data.astype(np.uint64) + np.uint64(1)), 1
-    while 2 * width <= length:
-        hashes = _mix(hashes[:-width] * np.uint64(3) + hashes[width:])
-        width *= 2
-    if width < length:  # not a power of two: combine two that overlap
-        hashes = _mix(hashes[: len(data) - length + 1] * np.uint64(5) + hashes[length - width :])
-    return hashes
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    return x ^ (x >> np.uint64(29))
+    sums = np.zeros(len(data) + 1, dtype=np.uint64)  # of the first 0, 1, ... n bytes
+    np.cumsum(data * np.cumprod(np.full(len(data), BASE)), out=sums[1:])
+    substrings = sums[length:] - sums[:-length]
+    return substrings * np.cumprod(np.full(len(substrings), INVERSE))

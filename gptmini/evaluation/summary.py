@@ -13,7 +13,7 @@ from gptmini.data.token_files import TokenData
 from gptmini.errors import UserError
 from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_fraction, longest_shared_run, text_blocks
-from gptmini.evaluation.window_losses import Window, WindowLosses, evaluate_windows
+from gptmini.evaluation.window_losses import WindowLosses, evaluate_windows
 from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
@@ -90,11 +90,8 @@ def _window_lines(found: WindowLosses, length: int) -> Iterator[str]:
     yield f"tokens         {found.overall.tokens:,}"
     for name, windows in (("worst", found.worst), ("best", found.best)):
         yield f"\n{name} windows of {length} tokens, in nats per token:"
-        yield from map(_window_line, windows)
-
-
-def _window_line(window: Window) -> str:
-    return f"  {window.loss:.3f} from token {window.start:,}: {_excerpt(window.text)}"
+        for window in windows:
+            yield f"  {window.loss:.3f} from token {window.start:,}: {_excerpt(window.text)}"
 
 
 def _baseline_lines(data: TokenData) -> Iterator[str]:

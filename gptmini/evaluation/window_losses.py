@@ -62,9 +62,8 @@ def evaluate_windows(
             nats += losses.view(targets.shape).sum(dim=1, dtype=torch.float32).tolist()
             text_bytes += byte_lengths[targets].sum(dim=1).tolist()
 
-    overall = Evaluation(
-        sum(nats) / sum(lengths), bits_per_byte(sum(nats), sum(text_bytes)), tokens=sum(lengths)
-    )
+    tokens_seen = sum(lengths)
+    overall = Evaluation(sum(nats) / tokens_seen, bits_per_byte(sum(nats), sum(text_bytes)), tokens_seen)
     window_losses = np.array(nats) / lengths
     if len(lengths) > 1 and lengths[-1] < context_length:
         window_losses = window_losses[:-1]
