@@ -55,8 +55,8 @@ def _parts(out_features: int, at_least: int) -> int:
 class PartitionedLinear(nn.Module):
     """nn.Linear, with its parameters, that lets every core read a part of the weight.
 
-    A single product of few tokens runs on one core in some of the libraries that PyTorch calls, and one core
-    does not keep the memory busy; a batch of products is shared out.
+    A single product of a few tokens runs on one core in some of the libraries that PyTorch calls, and one
+    core does not keep the memory busy; a batch of products is shared out.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -66,12 +66,16 @@ class PartitionedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out)."""
-        columns = x.reshape(-1, x.shape[-1]).T  # (in, N)
-        if torch.is_grad_enabled() or columns.shape[1] > MAX_PARTITIONED_ROWS:
+        rows = x.reshape(-1, x.shape[-1])  # (N, in)
+        if torch.is_grad_enabled() or len(rows) > MAX_PARTITIONED_ROWS:
             return F.linear(x, self.weight, self.bias)
-        weight = self.weight.view(self.parts, -1, len(columns))  # (parts, out / parts, in)
-        y = torch.bmm(weight, columns.expand(self.parts, -1, -1))  # (parts, out / parts, N)
-        y = y.flatten(0, 1).T.contiguous().view(*x.shape[:-1], -1)  # (.., out)
+        if len(rows) == 1:  # a matrix-vector product runs on all cores and reads the weight in order
+            y = self.weight.mv(rows[0])  # (out,)
+        else:
+            weight = self.weight.view(self.parts, -1, rows.shape[1])  # (parts, out / parts, in)
+            y = torch.bmm(weight, rows.T.expand(self.parts, -1, -1))  # (parts, out / parts, N)
+            y = y.flatten(0, 1).T.contiguous()  # (N, out)
+        y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
