@@ -1,12 +1,7 @@
 """Rank, world size and collectives: training on several processes, launched by torchrun.
 
-Each process is a rank. `join_process_group` connects them and yields a DistributedContext: this rank's
-shard of a batch, sums over all ranks, whether this rank writes files. In a single process every answer is
-trivial and torch.distributed is never initialised.
-
 With `ddp` every rank has a full replica of the model, and gradients are averaged. With `fsdp` (Zhao et al.,
-2023; torch's FSDP2) it holds a shard of each parameter, gradient and optimizer state, as a DTensor, and
-gathers one block at a time while it computes.
+2023; torch's FSDP2) it holds a shard of each parameter, gradient and optimizer state, as a DTensor.
 """
 
 import json
@@ -36,17 +31,17 @@ from gptmini.model import GPT
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes that train one model, as one rank sees them. The default is a single process."""
+    """The processes that train one model, as one rank sees them.
+
+    The default is a single process, which never initialises torch.distributed.
+    """
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
-    """The rank among the processes of this machine."""
+    local_rank: int = 0  # among the processes of this machine
     local_world_size: int = 1
-    sharded: bool = False
-    """Whether each rank holds only a shard of the model (FSDP)."""
-    store: Store | None = None
-    """torchrun's key-value store, which works without a process group; None in a single process."""
+    sharded: bool = False  # whether each rank holds only a shard of the model (FSDP)
+    store: Store | None = None  # torchrun's, which works without a process group; None in a single process
 
     @property
     def is_main(self) -> bool:
@@ -56,8 +51,6 @@ class DistributedContext:
     def __str__(self) -> str:
         """The world size and, because it changes the bits of a result, whether the model is sharded."""
         return f"{self.world_size} with fsdp" if self.sharded else str(self.world_size)
-
-    # ------------------------------------------------------------------------------------- batches
 
     def shard_batch(self, starts: np.ndarray) -> np.ndarray:
         """This rank's contiguous slice (B / world_size,) of a step's window starts (B,).
@@ -87,36 +80,28 @@ class DistributedContext:
         if self.sharded and idle:
             yield inputs, targets[:0]
 
-    # --------------------------------------------------------------------------------- collectives
-
     def all_reduce_sum(self, *values: float) -> list[float]:
         """Each of the values, summed over all ranks."""
-        if self.world_size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(_track(total))
-        return total.tolist()
+        return self._all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """The mean over all ranks, a tensor of the same shape."""
-        if self.world_size == 1:
-            return tensor
-        total = tensor.clone()
-        dist.all_reduce(_track(total))
-        return total / self.world_size
+        return self._all_reduce(tensor.clone()) / self.world_size
 
     def all_reduce_max(self, value: int) -> int:
         """The maximum over all ranks."""
-        if self.world_size == 1:
-            return value
-        maximum = torch.tensor(value)
-        dist.all_reduce(_track(maximum), dist.ReduceOp.MAX)
-        return int(maximum)
+        return int(self._all_reduce(torch.tensor(value), dist.ReduceOp.MAX))
+
+    def _all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """The tensor, reduced in place; one on the CPU goes through gloo, whatever the device."""
+        if self.world_size > 1:
+            _in_flight.append(tensor)
+            dist.all_reduce(tensor, op)
+        return tensor
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.world_size > 1:
-            self.all_reduce_sum(0.0)  # a CPU tensor goes through gloo, whatever the device
+        self.all_reduce_sum(0.0)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
@@ -136,8 +121,6 @@ class DistributedContext:
         if self.is_main:
             self.store.set(key, text)
         return self.store.get(key).decode()
-
-    # ----------------------------------------------------------------------------------- the model
 
     def wrap(self, model: GPT) -> nn.Module:
         """The module to call in training: with `ddp` on several ranks its backward averages gradients."""
@@ -162,8 +145,6 @@ class DistributedContext:
         if self.sharded:
             model.reshard()
 
-    # --------------------------------------------------------------------------------- state dicts
-
     def gather_full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Full tensors on the main rank, in CPU memory, and an empty dict elsewhere."""
         if not self.sharded:
@@ -182,6 +163,7 @@ class DistributedContext:
 
 
 _broadcasts = count()
+_in_flight: deque[Tensor] = deque(maxlen=4)  # the tensors of the last collectives, for _wait_for_gloo
 
 
 class _BroadcastTensors(Mapping[str, Tensor]):
@@ -199,7 +181,8 @@ class _BroadcastTensors(Mapping[str, Tensor]):
             tensor = self._tensors[name].cpu().contiguous()
         else:
             tensor = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
-        dist.broadcast(_track(tensor), src=0)
+        _in_flight.append(tensor)
+        dist.broadcast(tensor, src=0)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -207,9 +190,6 @@ class _BroadcastTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._specs)
-
-
-# ---------------------------------------------------------------------------------- sharded tensors
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -246,9 +226,6 @@ def copy_full_(parameter: Tensor, value: Tensor) -> None:
     to_local(parameter).copy_(shard_like(value.detach().to(parameter.device), parameter))
 
 
-# ------------------------------------------------------------------------------------------ joining
-
-
 @contextmanager
 def join_process_group(config: RuntimeConfig) -> Iterator[DistributedContext]:
     """Connect to the other ranks for as long as the block lasts; a single process without torchrun.
@@ -267,14 +244,9 @@ def join_process_group(config: RuntimeConfig) -> Iterator[DistributedContext]:
         # CUDA tensors go through nccl, and what is on the CPU, such as metrics, through gloo.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and config.device != "cpu" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        distributed = DistributedContext(
-            rank=rank,
-            world_size=world_size,
-            local_rank=int(os.environ["LOCAL_RANK"]),
-            local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-            sharded=config.parallel == "fsdp",
-            store=store,
-        )
+        local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        sharded = config.parallel == "fsdp"
+        distributed = DistributedContext(rank, world_size, local_rank, local_world_size, sharded, store)
         yield distributed
         # torchrun never times out, so a rank that hangs at the end is noticed here or not at all.
         distributed.barrier()
@@ -292,22 +264,13 @@ def join_process_group(config: RuntimeConfig) -> Iterator[DistributedContext]:
         raise lost_ranks(missing, world_size, config.rank_timeout_seconds) from None
 
 
-_in_flight: deque[Tensor] = deque(maxlen=4)
-
-
-def _track(tensor: Tensor) -> Tensor:
-    """Remember the tensor of a collective, for `_wait_for_gloo`."""
-    _in_flight.append(tensor)
-    return tensor
-
-
-def _wait_for_gloo(seconds: float = 5.0) -> None:
-    """Wait until gloo's threads have released the tensors of the last collectives.
+def _wait_for_gloo() -> None:
+    """Wait up to 5 seconds until gloo's threads have released the tensors of the last collectives.
 
     They need the GIL to do so, and destroying a process group joins them while it holds the GIL: too early,
     both would wait forever.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 5
     while _in_flight and time.monotonic() < deadline:
         if sys.getrefcount(_in_flight[0]) <= 2:  # the deque's reference and the call's argument
             _in_flight.popleft()
