@@ -14,8 +14,8 @@ from gptmini.errors import DamagedError
 def test_the_bytes_of_text_that_ids_stand_for_are_counted(tmp_path):
     data = prepared(tmp_path, "é€x" * 40, TokenizerConfig(kind="chars"))
     tokens = torch.tensor([data.tokenizer.encode("é€x"), data.tokenizer.encode("xxx")])
-    assert data.count_bytes(tokens) == 2 + 3 + 1 + 3
-    assert data.count_bytes(np.array(data.tokenizer.encode("x€"), dtype=np.uint16)) == 4
+    assert data.tokenizer.count_bytes(tokens) == 2 + 3 + 1 + 3
+    assert data.tokenizer.count_bytes(np.array(data.tokenizer.encode("x€"), dtype=np.uint16)) == 4
 
 
 def test_the_files_of_a_folder_are_the_tokens_that_were_written(tmp_path):

@@ -14,7 +14,7 @@ from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk, Corpus
 from gptmini.data.datasets import cache_folder
 from gptmini.data.documents import Document
-from gptmini.data.tokenizers import Tokenizer, build_tokenizer, gpt2, load_tokenizer
+from gptmini.data.tokenizers import Tokenizer, build, build_tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 
 TEXT = "The quick brown fox, the lazy dog; the end.\n\n    Don't stop: 12 345 times ünïcödé 你好 🙂\n" * 30
@@ -209,7 +209,7 @@ def test_a_config_can_name_a_folder_with_a_tokenizer(monkeypatch, tmp_path):
     as_gpt2 = TokenizerConfig(kind="gpt2", folder=config.folder)
     with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
         build_tokenizer(as_gpt2, text_corpus())
-    monkeypatch.setattr(gpt2, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    monkeypatch.setattr(build, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
     assert build_tokenizer(as_gpt2, text_corpus()).digest == TOKENIZERS["bpe"].digest
 
 
@@ -302,7 +302,7 @@ def test_gpt2s_files_in_the_cache_folder_need_no_network(monkeypatch, tmp_path):
     saved(TOKENIZERS["bpe"], folder)
     with pytest.raises(UserError, match="another tokenizer than GPT-2's"):
         build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
-    monkeypatch.setattr(gpt2, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
+    monkeypatch.setattr(build, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
     assert build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus()).digest == TOKENIZERS["bpe"].digest
 
 
@@ -313,7 +313,7 @@ def test_gpt2_is_tiktokens_own_where_its_files_are_at_hand(tmp_path, monkeypatch
     except (OSError, ValueError):
         pytest.skip("GPT-2's files are not at hand")
     ours = build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
-    assert (ours.kind, ours.digest, ours.end_of_text) == ("gpt2", gpt2.GPT2_DIGEST, 50256)
+    assert (ours.kind, ours.digest, ours.end_of_text) == ("gpt2", build.GPT2_DIGEST, 50256)
     assert ours.encode(TEXT) == theirs.encode_ordinary(TEXT)
     assert AutoTokenizer.from_pretrained(saved(ours, tmp_path))(TEXT)["input_ids"] == ours.encode(TEXT)
 

@@ -4,7 +4,6 @@ import torch
 
 from gptmini.config import GPTConfig, RuntimeConfig
 from gptmini.data.batching import validation_batches
-from gptmini.data.token_files import count_bytes
 from gptmini.data.tokenizers import CharTokenizer
 from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.model import GPT
@@ -27,7 +26,7 @@ def test_the_overall_loss_is_what_training_reports(model, max_tokens):
     model.train()
     found = evaluate_windows(model, tokens, TOKENIZER, 8, RUNTIME, batch_size=3, max_tokens=max_tokens)
     batches = validation_batches(tokens, 8, 5, max_tokens)
-    expected = evaluate_batches(model, batches, lambda targets: count_bytes(TOKENIZER, targets), RUNTIME)
+    expected = evaluate_batches(model, batches, TOKENIZER.count_bytes, RUNTIME)
     assert found.overall.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.overall.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-5)
     assert found.overall.tokens == expected.tokens

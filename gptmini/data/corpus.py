@@ -70,7 +70,7 @@ class Corpus:
     """Documents in a fixed order; each pass over them opens the files anew."""
 
     name: str
-    sources: tuple[Callable[[], Iterator[Document]], ...]
+    sources: tuple[Callable[[], Iterable[Document]], ...]
     errors: Errors = "strict"  # for bytes that are not UTF-8; strict leaves them to the tokenizer
     python_version: str | None = None  # of the interpreter whose documentation is part of it
 
@@ -155,7 +155,7 @@ def open_corpus(
     read.
     """
     entries = (corpus,) if isinstance(corpus, str) else corpus
-    sources: dict[object, Callable[[], Iterator[Document]]] = {}  # by name or path: nothing is read twice
+    sources: dict[object, Callable[[], Iterable[Document]]] = {}  # by name or path: nothing is read twice
     for entry in entries:
         if entry == STANDARD_INPUT:
             sources[entry] = read_standard_input

@@ -24,21 +24,15 @@ _SKIPPED = frozenset({"test", "tests", "idle_test", "idlelib", "lib2to3", "turtl
 _SKIPPED |= {"site-packages", "dist-packages", "__pycache__"}
 
 
-def read_python_docs() -> Iterator[Document]:
-    """The texts of `python_docs` as documents."""
-    for source, text in python_docs():
-        yield Document(source, [text.encode()])
-
-
 @cache
-def python_docs() -> tuple[tuple[str, str], ...]:
-    """(source, text) of each help topic and standard module of the running interpreter.
+def python_docs() -> tuple[Document, ...]:
+    """Each help topic of the running interpreter, and the docstrings of each standard module, as documents.
 
     A paragraph that several of them contain is kept once. Raises UserError where Python was installed without
     its documentation.
     """
     seen: set[str] = set()
-    documents = []
+    texts = []
     for source, text in itertools.chain(_help_topics(), _docstrings()):
         paragraphs = []
         for paragraph in text.strip("\n").split("\n\n"):
@@ -47,15 +41,15 @@ def python_docs() -> tuple[tuple[str, str], ...]:
                 seen.add(key)
                 paragraphs.append(paragraph.rstrip())
         if paragraphs:
-            documents.append((source, "\n\n".join(paragraphs) + "\n"))
-    if not documents:
+            texts.append((source, ("\n\n".join(paragraphs) + "\n").encode()))
+    if not texts:
         raise UserError(
             f"data.corpus = {PYTHON_DOCS}: Python {platform.python_version()} at {sys.prefix} was installed "
             "without help topics and library sources; give the path of a text of your own"
         )
     # ordered by digest: fixed, yet as good as shuffled, so that the end of the corpus samples the whole
-    documents.sort(key=lambda document: hashlib.sha256(document[1].encode()).digest())
-    return tuple(documents)
+    texts.sort(key=lambda text: hashlib.sha256(text[1]).digest())
+    return tuple(Document(source, [text]) for source, text in texts)
 
 
 def _help_topics() -> Iterator[tuple[str, str]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
@@ -52,15 +51,6 @@ class TokenData:
         """Equal exactly where both streams are: text, split and tokenizer decide it."""
         parts = (self.meta.corpus_digest, self.meta.tokenizer_digest, str(self.meta.train_bytes))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-    def count_bytes(self, tokens: npt.ArrayLike) -> int:
-        """How many bytes of text these ids, of any shape, decode to."""
-        return count_bytes(self.tokenizer, tokens)
-
-
-def count_bytes(tokenizer: Tokenizer, tokens: npt.ArrayLike) -> int:
-    """How many bytes of text these ids, of any shape, decode to; special tokens count none."""
-    return int(tokenizer.token_byte_lengths[np.asarray(tokens)].sum())
 
 
 def open_token_files(folder: Path) -> TokenData:

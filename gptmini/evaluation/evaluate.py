@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from gptmini.data.batching import validation_batches
-from gptmini.data.token_files import count_bytes
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.generate import eval_mode
@@ -43,7 +42,7 @@ def evaluate(
     runtime = Runtime(device, "fp32", threads=torch.get_num_threads(), compile=False)
     batches = validation_batches(tokens, gpt.config.context_length, batch_size)
     with eval_mode(gpt.modules()):
-        return evaluate_batches(gpt, batches, lambda targets: count_bytes(tokenizer, targets), runtime)
+        return evaluate_batches(gpt, batches, tokenizer.count_bytes, runtime)
 
 
 def _read(text: str | Path) -> str:

@@ -170,7 +170,7 @@ class Trainer:
                 # Backward: adds to each parameter's .grad.
                 self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.detach()
-            text_bytes += self.data.count_bytes(targets)
+            text_bytes += self.data.tokenizer.count_bytes(targets)
         loss = self.distributed.all_reduce_mean(loss)
         (text_bytes,) = self.distributed.all_reduce_sum(text_bytes)
 
@@ -192,7 +192,7 @@ class Trainer:
         """Measure the loss on the validation split; returns whether it is the best so far."""
         length, eval_tokens = self.config.model.context_length, self.config.train.eval_tokens
         batches = validation_batches(self.data.val, length, self.micro_batch_size, eval_tokens)
-        result = evaluate_batches(self.model, batches, self.data.count_bytes, self.runtime)
+        result = evaluate_batches(self.model, batches, self.data.tokenizer.count_bytes, self.runtime)
         if not math.isfinite(result.loss):
             raise self.latch.error(self.progress.step, f"validation loss {result.loss} after the update")
         metrics.log(self.progress.step, "val", result.loss, result.bits_per_byte)

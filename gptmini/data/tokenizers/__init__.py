@@ -1,14 +1,12 @@
 """Text <-> token ids: byte pairs (gpt2, bpe, bytes) and characters (chars).
 
-Read base.py first, then byte_pair.py or chars.py. Every kind has one token more than its text needs: the end
-of a document.
+Read base.py first, then byte_pair.py or chars.py.
 """
 
 from gptmini.data.tokenizers.base import Tokenizer, load_tokenizer
-from gptmini.data.tokenizers.build import build_tokenizer
+from gptmini.data.tokenizers.build import build_tokenizer, load_gpt2
 from gptmini.data.tokenizers.byte_pair import BytePairTokenizer
 from gptmini.data.tokenizers.chars import CharTokenizer
-from gptmini.data.tokenizers.gpt2 import load_gpt2
 
 __all__ = [
     "BytePairTokenizer",

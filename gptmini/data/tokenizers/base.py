@@ -1,8 +1,4 @@
-"""Text <-> token ids: what every tokenizer can do, whatever its tokens are.
-
-byte_pair.py and chars.py hold the two kinds of tokens. Each class names its kinds where it is defined, so
-that `train` and `load` find it here without importing it.
-"""
+"""Text <-> token ids: what every tokenizer can do, whatever its tokens are (byte_pair.py, chars.py)."""
 
 import hashlib
 import json
@@ -14,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from gptmini import atomic_io
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk, open_corpus
-from gptmini.data.tokenizers.hf_files import TokenizerFile, read_tokenizer_file, tokenizer_files
+from gptmini.data.tokenizers.hf_files import TokenizerFile, read_tokenizer_file
 from gptmini.errors import UserError
 from gptmini.schema import validate
 
@@ -48,11 +45,9 @@ class Tokenizer(ABC):
     _classes: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by kind
 
     def __init_subclass__(cls, kinds: Sequence[str] = ()) -> None:
-        # `class CharTokenizer(Tokenizer, kinds=("chars",))` runs this
+        # `class CharTokenizer(Tokenizer, kinds=("chars",))` runs this, so that `train` and `load` find it
         super().__init_subclass__()
         Tokenizer._classes.update(dict.fromkeys(kinds, cls))
-
-    # ------------------------------------------------------------------------------------ making one
 
     @staticmethod
     def train(
@@ -105,8 +100,6 @@ class Tokenizer(ABC):
     def _from_file(cls, file: TokenizerFile) -> "Tokenizer":
         """The tokenizer that a file describes; UserError or DamagedError where it is none of this class."""
 
-    # ------------------------------------------------------------------------------------ text -> ids
-
     @property
     def vocab_size(self) -> int:
         """Number of token ids, special tokens included."""
@@ -136,8 +129,6 @@ class Tokenizer(ABC):
             parts.append(end if chunk.ends_document else end[:0])
         return np.concatenate(parts)
 
-    # ------------------------------------------------------------------------------------ ids -> text
-
     def decode(self, ids: Any) -> str:
         """The text of some ids: a list, an array or a tensor of shape (T,), or a single id.
 
@@ -163,7 +154,9 @@ class Tokenizer(ABC):
         """int64 (V,): how many bytes of text each id decodes to; for the bits per byte of a loss."""
         return np.array([len(token) for token in self.tokens], dtype=np.int64)
 
-    # ------------------------------------------------------------------------------------ identity, files
+    def count_bytes(self, ids: npt.ArrayLike) -> int:
+        """How many bytes of text these ids, of any shape, decode to; special tokens count none."""
+        return int(self.token_byte_lengths[np.asarray(ids)].sum())
 
     @cached_property
     def digest(self) -> str:
@@ -180,7 +173,28 @@ class Tokenizer(ABC):
 
     def files(self) -> dict[str, bytes]:
         """The contents of those files, by name."""
-        return tokenizer_files(self._file_entries(), self.special_tokens, self.end_of_text)
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        special_tokens = sorted(self.special_tokens.items(), key=lambda item: item[1])
+        tokenizer = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": i, "content": content, **flags} for content, i in special_tokens],
+            "normalizer": None,
+            "post_processor": None,
+            **self._file_entries(),
+        }
+        end_of_text = next((content for content, i in special_tokens if i == self.end_of_text), None)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end_of_text,
+            "eos_token": end_of_text,
+            "clean_up_tokenization_spaces": False,
+        }
+        files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
+        return {
+            name: json.dumps(value, ensure_ascii=False, indent=1).encode() for name, value in files.items()
+        }
 
     @abstractmethod
     def _file_entries(self) -> dict[str, Any]:

@@ -1,19 +1,15 @@
 """Hugging Face's tokenizer files as typed values: tokenizer.json, or GPT-2's older vocab.json and merges.txt.
 
-Only their form is checked here. byte_pair.py and chars.py decide what they mean: each reads and writes its
-own "model" entry.
+Only their form is checked here; byte_pair.py and chars.py decide what they mean.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gptmini.errors import DamagedError, UserError
-
-# ---------------------------------------------------------------------------------------- reading
 
 
 class _Json(BaseModel):
@@ -55,7 +51,7 @@ class TokenizerFile(_Json):
 
     @property
     def kind(self) -> str:
-        """The kind of tokenizer that it describes: chars or bpe."""
+        """The kind of tokenizer that the file describes: chars or bpe."""
         model = self.model
         # with a byte fallback, characters are written as byte pairs that never merge
         is_chars = model.type == "WordLevel" or (model.byte_fallback and not model.merges)
@@ -76,10 +72,6 @@ class _TokenizerConfigFile(_Json):
     eos_token: str | dict[str, Any] | None = None
 
 
-class _VocabFile(RootModel[dict[str, int]]):
-    pass
-
-
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     """What a folder's tokenizer.json holds, or else its vocab.json and merges.txt; None without either.
 
@@ -94,35 +86,29 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     elif vocab.is_file() and merges.is_file():
         path = vocab
         lines = [line for line in _read_text(merges).split("\n") if line and not line.startswith("#version")]
-        model = Model(vocab=_parse(vocab, _VocabFile).root, merges=lines)
+        model = Model(vocab=_parse(vocab, dict[str, int]), merges=lines)
         file = TokenizerFile(pre_tokenizer={"type": "ByteLevel"}, model=model)
     else:
         return None
-    end_of_text = _read_end_of_text(folder / "tokenizer_config.json")
+    config = folder / "tokenizer_config.json"
+    end_of_text = _parse(config, _TokenizerConfigFile).eos_token if config.is_file() else None
+    if isinstance(end_of_text, dict):  # older files hold the whole token
+        end_of_text = end_of_text.get("content")
     return file.model_copy(update={"path": path, "end_of_text": end_of_text})
 
 
-def _read_end_of_text(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    name = _parse(path, _TokenizerConfigFile).eos_token
-    return name.get("content") if isinstance(name, dict) else name  # older files hold the whole token
+_Schema = TypeVar("_Schema")
 
 
-_File = TypeVar("_File", bound=BaseModel)
-
-
-def _parse(path: Path, schema: type[_File]) -> _File:
+def _parse(path: Path, schema: type[_Schema]) -> _Schema:
     try:
-        return schema.model_validate_json(_read_text(path))
+        return TypeAdapter(schema).validate_json(_read_text(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:60]
         if where == "model.type":
             raise UserError(f"{path}: not a byte-level BPE tokenizer like GPT-2's: {first['msg']}") from None
-        raise DamagedError(
-            f"{path}: not a tokenizer: {where + ': ' if where else ''}{first['msg']}"
-        ) from None
+        raise DamagedError(f"{path}: not a tokenizer: {where}: {first['msg']}") from None
 
 
 def _read_text(path: Path) -> str:
@@ -132,34 +118,3 @@ def _read_text(path: Path) -> str:
         raise DamagedError(f"{path}: not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-# ---------------------------------------------------------------------------------------- writing
-
-
-def tokenizer_files(
-    entries: Mapping[str, Any], special_tokens: Mapping[str, int], end_of_text: int | None
-) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json, by name; `entries` are those that depend on the kind."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    by_id = sorted(special_tokens.items(), key=lambda item: item[1])
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": content, **flags} for content, i in by_id],
-        "normalizer": None,
-        "post_processor": None,
-        **entries,
-    }
-    end_of_text_name = next((name for name, i in special_tokens.items() if i == end_of_text), None)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end_of_text_name,
-        "eos_token": end_of_text_name,
-        "clean_up_tokenization_spaces": False,
-    }
-    return {
-        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False, indent=1).encode(),
-        "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1).encode(),
-    }
