@@ -53,16 +53,36 @@ class Chunk(NamedTuple):
             ) from None
 
 
-class Contents(NamedTuple):
-    """What one pass over a corpus finds."""
+class Contents:
+    """What a pass over a corpus finds; `add` takes its chunks one after another."""
 
-    digest: str  # sha256 over the documents' bytes; file names do not count
-    document_bytes: np.ndarray  # int64 (documents,): the length of each, in order
+    def __init__(self) -> None:
+        self._corpus, self._lengths = hashlib.sha256(), array("q")
+        self._document, self._length = hashlib.sha256(), 0  # of the document that is being read
+
+    def add(self, chunk: Chunk) -> None:
+        """Count the next chunk in."""
+        self._document.update(chunk.data)
+        self._length += len(chunk.data)
+        if chunk.ends_document:  # a digest of digests, so that moving a document's end changes it
+            self._corpus.update(self._document.digest())
+            self._lengths.append(self._length)
+            self._document, self._length = hashlib.sha256(), 0
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the documents' bytes; file names do not count."""
+        return self._corpus.hexdigest()
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """int64 (documents,): the length of each, in order."""
+        return np.array(self._lengths, dtype=np.int64)
 
     @property
     def total_bytes(self) -> int:
         """Bytes in the whole corpus."""
-        return int(self.document_bytes.sum())
+        return sum(self._lengths)
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class Corpus:
         for read in self.sources:
             for source, blocks in read():
                 if self.errors != "strict":
-                    blocks = decode_errors(blocks, self.errors)
+                    blocks = (text.encode() for text in codecs.iterdecode(blocks, "utf-8", self.errors))
                 yield from _cut(source, blocks)
 
     def texts(self, max_bytes: int | None = None, end: int | None = None) -> Iterator[str]:
@@ -107,37 +127,12 @@ class Corpus:
     @cached_property
     def contents(self) -> Contents:
         """Digest and document lengths, from one pass at the first use. Raises UserError without text."""
-        fingerprint = Fingerprint()
+        contents = Contents()
         for chunk in self.chunks():
-            fingerprint.update(chunk)
-        contents = fingerprint.contents()
+            contents.add(chunk)
         if not contents.total_bytes:
             raise UserError(f"data.corpus = {self.name}: holds no text")
         return contents
-
-
-class Fingerprint:
-    """Computes a corpus's Contents from its chunks, one after another."""
-
-    def __init__(self) -> None:
-        self._document_bytes = array("q")
-        self._document = hashlib.sha256()
-        self._document_length = 0
-        self._corpus = hashlib.sha256()
-
-    def update(self, chunk: Chunk) -> None:
-        """Add the next chunk."""
-        self._document.update(chunk.data)
-        self._document_length += len(chunk.data)
-        if chunk.ends_document:  # a digest of digests, so that moving a document's end changes it
-            self._corpus.update(self._document.digest())
-            self._document_bytes.append(self._document_length)
-            self._document = hashlib.sha256()
-            self._document_length = 0
-
-    def contents(self) -> Contents:
-        """Contents of the chunks so far."""
-        return Contents(self._corpus.hexdigest(), np.array(self._document_bytes, dtype=np.int64))
 
 
 def open_corpus(
@@ -146,13 +141,12 @@ def open_corpus(
     errors: Errors = "strict",
     key: str = "data.corpus",
 ) -> Corpus:
-    """The corpus that `data.corpus` describes: a name, a file, a folder, a glob, - or several of these.
+    """The corpus that `data.corpus` describes: names, files, folders, globs, or - for standard input.
 
-    - is standard input. Files come in sorted order, and one that is named twice is read once. `text_field` is
-    the field of JSON lines, or the column of parquet, that holds the text. Bytes that are not UTF-8 are
-    replaced by U+FFFD (errors = replace), dropped (ignore), or left for the tokenizer to judge (strict).
-    `key` is where the user wrote it. Raises UserError when something is missing, matches nothing or cannot be
-    read.
+    Files come in sorted order, and one that is named twice is read once. `text_field` is the field of JSON
+    lines, or the column of parquet, that holds the text. Bytes that are not UTF-8 are replaced by U+FFFD
+    (errors = replace), dropped (ignore), or left for the tokenizer to judge (strict). Raises UserError, which
+    says that the user wrote it as `key`, where something is missing or cannot be read.
     """
     entries = (corpus,) if isinstance(corpus, str) else corpus
     sources: dict[object, Callable[[], Iterable[Document]]] = {}  # by name or path: nothing is read twice
@@ -177,16 +171,6 @@ def open_corpus(
     )
 
 
-def decode_errors(blocks: Iterable[bytes], errors: Errors) -> Iterator[bytes]:
-    """Blocks of valid UTF-8: other bytes are replaced by U+FFFD or ignored."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)  # as a character may lie across two blocks
-    for block in blocks:
-        yield decoder.decode(block).encode()
-    yield decoder.decode(b"", final=True).encode()
-
-
-# ---------------------------------------------------------------------------------------- chunks
-
 # Where a run of whitespace begins: ASCII whitespace that does not follow Unicode whitespace. GPT-2's pattern
 # joins whitespace to what comes after it, never to what comes before, so a cut here splits no pre-token.
 _RUN_OF_WHITESPACE = re.compile(
@@ -196,7 +180,6 @@ _RUN_OF_WHITESPACE = re.compile(
 
 
 def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
-    """One document's bytes as chunks."""
     waiting, offset = b"", 0  # bytes read but not yet in a chunk, and where they begin
     for block in blocks:
         waiting += block

@@ -7,12 +7,11 @@ cache has the tokens already. Nothing here imports torch.
 import itertools
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,16 +19,15 @@ from tqdm import tqdm
 from gptmini import atomic_io
 from gptmini.config import DataConfig, TokenizerConfig
 from gptmini.data import token_cache
-from gptmini.data.corpus import Chunk, Corpus, Fingerprint, character_boundary, open_corpus
+from gptmini.data.corpus import Chunk, Contents, Corpus, character_boundary, open_corpus
 from gptmini.data.datasets import NAMED, is_downloaded
 from gptmini.data.dedup import ParagraphDeduplicator
 from gptmini.data.documents import STANDARD_INPUT
-from gptmini.data.token_files import Meta, TokenData
+from gptmini.data.token_files import Meta, TokenData, open_token_files
 from gptmini.data.tokenizers import Tokenizer, build_tokenizer
 from gptmini.errors import UserError
 
 BATCH_BYTES = 1 << 18  # of text that one thread encodes at a time
-SplitName = Literal["train", "val"]
 
 
 def prepare(
@@ -75,8 +73,7 @@ def prepare_corpus(
         found = token_cache.find_tokens(entry)
         if found is None:
             _write(entry / "tokens", split, tokenizer, quiet)
-            found = token_cache.find_tokens(entry)
-            assert found is not None, "just written"
+            found = open_token_files(entry / "tokens")
 
     # both splits must fill a window: context_length inputs and one more token for the last target
     for name, tokens in (("training", found.train), ("validation", found.val)):
@@ -131,11 +128,7 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:
     return np.frombuffer(b"".join(_encode(tokenizer, corpus.chunks(), dtype)), dtype)
 
 
-# ---------------------------------------------------------------------------------------- the split
-
-
-@dataclass(frozen=True)
-class _Split:
+class _Split(NamedTuple):
     """A corpus whose first `train_bytes` bytes are for training, and the rest for validation."""
 
     corpus: Corpus
@@ -146,19 +139,15 @@ class _Split:
     def digest(self) -> str:
         return self.corpus.contents.digest
 
-    def assign(self, chunks: Iterable[Chunk]) -> Iterator[tuple[SplitName, Chunk]]:
-        """The corpus's chunks, each with its split; one across the border becomes two documents."""
-        position = 0
-        for chunk in chunks:
-            start, position = position, position + len(chunk.data)
-            if position <= self.train_bytes:
-                yield "train", chunk
-            elif start >= self.train_bytes:
-                yield "val", chunk
-            else:
-                cut = character_boundary(chunk.data, self.train_bytes - start)
-                yield "train", chunk._replace(data=chunk.data[:cut], ends_document=True)
-                yield "val", chunk._replace(data=chunk.data[cut:], offset=chunk.offset + cut)
+    def divide(self, chunk: Chunk, start: int) -> list[tuple[str, Chunk]]:
+        """The chunk at byte `start` of the corpus, with its split; across the border it is two documents."""
+        if start + len(chunk.data) <= self.train_bytes:
+            return [("train", chunk)]
+        if start >= self.train_bytes:
+            return [("val", chunk)]
+        cut = character_boundary(chunk.data, self.train_bytes - start)
+        last = chunk._replace(data=chunk.data[:cut], ends_document=True)
+        return [("train", last), ("val", chunk._replace(data=chunk.data[cut:], offset=chunk.offset + cut))]
 
 
 def _split(corpus: Corpus, validation: float | Corpus) -> _Split:
@@ -183,44 +172,36 @@ def _split(corpus: Corpus, validation: float | Corpus) -> _Split:
     return _Split(corpus, place, between_documents=False)
 
 
-# ---------------------------------------------------------------------------------------- token files
-
-
 def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> None:
     """Encode both splits into a new folder of token files, in one pass over the text."""
     contents = split.corpus.contents
     # two bytes an id where the vocabulary allows, as for GPT-2's 50,257 tokens
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    passing, paragraphs = Fingerprint(), ParagraphDeduplicator()
-    sizes: dict[SplitName, int] = {"train": 0, "val": 0}
-    tokens: dict[SplitName, int] = {"train": 0, "val": 0}
+    read_again, paragraphs = Contents(), ParagraphDeduplicator()
+    sizes, tokens = Counter[str](), Counter[str]()  # of each split
     hide_bar = quiet or not sys.stderr.isatty()
     bar = tqdm(total=contents.total_bytes, unit="B", unit_scale=True, desc="tokenizing", disable=hide_bar)
 
-    def read() -> Iterator[Chunk]:
+    def read() -> Iterator[tuple[str, Chunk]]:
         for chunk in split.corpus.chunks():
-            passing.update(chunk)
-            yield chunk
+            read_again.add(chunk)
+            for name, part in split.divide(chunk, start=sizes.total()):
+                sizes[name] += len(part.data)
+                yield name, part
             bar.update(len(chunk.data))
 
-    def count(name: SplitName, pairs: Iterable[tuple[SplitName, Chunk]]) -> Iterator[Chunk]:
-        for _, chunk in pairs:
-            sizes[name] += len(chunk.data)
-            yield chunk
-
     with bar, atomic_io.new_folder(folder) as new:
-        for file_name, data in tokenizer.files().items():
-            atomic_io.create_file(new / file_name, data)
+        tokenizer.save(new)
         # all of train comes before all of val, so there are two groups at most
-        for name, pairs in itertools.groupby(split.assign(read()), key=lambda pair: pair[0]):
-            chunks = count(name, pairs)
+        for name, pairs in itertools.groupby(read(), key=lambda pair: pair[0]):
+            chunks: Iterable[Chunk] = (chunk for _, chunk in pairs)
             if split.between_documents:
                 chunks = paragraphs.remember(chunks) if name == "train" else paragraphs.drop(chunks)
             path = new / f"{name}.bin"
             atomic_io.create_file(path, _encode(tokenizer, chunks, dtype))
             tokens[name] = path.stat().st_size // dtype.itemsize
         # the entry is named by the digest of the first pass
-        if passing.contents().digest != contents.digest:
+        if read_again.digest != contents.digest:
             raise UserError(f"data.corpus = {split.corpus.name}: changed while it was read; try again")
         meta = Meta(
             corpus=split.corpus.name,
@@ -247,7 +228,6 @@ def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> I
     works while the other waits for the lock.
     """
     waiting: deque[Future[bytes]] = deque()
-    last = b""
     workers = 2 * (os.cpu_count() or 1)
 
     def encode(batch: list[Chunk]) -> bytes:
@@ -257,13 +237,12 @@ def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> I
         for batch in _batches(chunks):
             waiting.append(threads.submit(encode, batch))
             if len(waiting) > workers:  # read no further ahead than the threads can use
-                yield last
-                last = waiting.popleft().result()
+                yield waiting.popleft().result()
         while waiting:
-            yield last
-            last = waiting.popleft().result()
-    # encode_chunks ends every document with the end of text; the last one needs none
-    yield last if tokenizer.end_of_text is None else last[: -dtype.itemsize]
+            ids = waiting.popleft().result()
+            # encode_chunks ends every document with the end of text; the last one needs none
+            ends_corpus = not waiting and tokenizer.end_of_text is not None
+            yield ids[: -dtype.itemsize] if ends_corpus else ids
 
 
 def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:

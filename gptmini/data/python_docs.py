@@ -11,6 +11,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -31,9 +32,14 @@ def python_docs() -> tuple[Document, ...]:
     A paragraph that several of them contain is kept once. Raises UserError where Python was installed without
     its documentation.
     """
+    help_topics: list[tuple[str, str]] = []
+    with suppress(ImportError):  # a package of its own in some distributions
+        from pydoc_data.topics import topics
+
+        help_topics = [(f"help('{name}')", topics[name]) for name in sorted(topics)]
     seen: set[str] = set()
     texts = []
-    for source, text in itertools.chain(_help_topics(), _docstrings()):
+    for source, text in itertools.chain(help_topics, _docstrings()):
         paragraphs = []
         for paragraph in text.strip("\n").split("\n\n"):
             key = " ".join(paragraph.split())
@@ -50,15 +56,6 @@ def python_docs() -> tuple[Document, ...]:
     # ordered by digest: fixed, yet as good as shuffled, so that the end of the corpus samples the whole
     texts.sort(key=lambda text: hashlib.sha256(text[1]).digest())
     return tuple(Document(source, [text]) for source, text in texts)
-
-
-def _help_topics() -> Iterator[tuple[str, str]]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # a package of its own in some distributions
-        return
-    for name in sorted(topics):
-        yield f"help('{name}')", topics[name]
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:

@@ -88,6 +88,5 @@ def save_tokenizer(entry: Path, tokenizer: Tokenizer) -> None:
     if folder.exists():
         atomic_io.remove_folder(folder)
     with atomic_io.new_folder(folder) as new:
-        for name, data in tokenizer.files().items():
-            atomic_io.create_file(new / name, data)
+        tokenizer.save(new)
         atomic_io.create_file(new / "digest", tokenizer.digest.encode())
