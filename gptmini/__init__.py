@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the same table as below, for type checkers and editors
     from gptmini.generation.streaming import generate_text as generate_text
     from gptmini.generation.streaming import stream as stream
     from gptmini.model import GPT as GPT
-    from gptmini.training.trainer import train as train
+    from gptmini.training.run import train as train
 
 __version__ = "0.1.0"
 _MODULE_OF = {
@@ -35,7 +35,7 @@ _MODULE_OF = {
     "Tokenizer": "gptmini.data.tokenizers",
     "save": "gptmini.checkpoint.gpt2_directory",
     "load": "gptmini.generation.load",
-    "train": "gptmini.training.trainer",
+    "train": "gptmini.training.run",
     "evaluate": "gptmini.evaluation.evaluate",
     "generate": "gptmini.generation.generate",
     "record_attention": "gptmini.generation.attention",

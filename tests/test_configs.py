@@ -8,7 +8,7 @@ import pytest
 
 from gptmini.config import Config, TrainConfig, load_config
 from gptmini.training.metrics import read_metrics
-from gptmini.training.trainer import train
+from gptmini.training.run import train
 from gptmini.yaml_io import parse_yaml
 
 FOLDER = Path(__file__).parent.parent / "configs"

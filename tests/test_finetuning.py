@@ -23,7 +23,7 @@ from gptmini.data.tokenizers import build_tokenizer, load_tokenizer
 from gptmini.errors import UserError
 from gptmini.training.metrics import read_metrics
 from gptmini.training.optim import learning_rate_factor
-from gptmini.training.trainer import train
+from gptmini.training.run import train
 
 ROOT = Path(__file__).parent.parent
 

@@ -42,9 +42,11 @@ def test_evaluation_weighs_every_token_equally_whatever_the_batches():
 
 def test_evaluation_leaves_the_model_and_the_random_state_as_they_were():
     model = GPT(TINY).train()
+    model.blocks[0].attn.eval()  # as for frozen layers: each module keeps its own mode
+    modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     runtime = start_runtime(RuntimeConfig(device="cpu"))
     first = evaluate_batches(model, [batch(2, 6)], torch.numel, runtime)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert evaluate_batches(model, [batch(2, 6)], torch.numel, runtime) == first  # no dropout

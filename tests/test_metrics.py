@@ -8,7 +8,7 @@ KEYS += ["tokens_per_second", "elapsed_seconds"]
 
 
 def log_steps(path, steps, first_step=0):
-    with Metrics(path, first_step, max_steps=10, tokens_per_step=100, quiet=True) as metrics:
+    with Metrics(path.parent, first_step, max_steps=10, tokens_per_step=100, quiet=True) as metrics:
         for step in steps:
             metrics.count_step(0.5)
             metrics.log(step, "train", 2.0 / step, 1.0 / step, lr=0.1, grad_norm=1.0)
@@ -42,7 +42,7 @@ def test_elapsed_seconds_run_on_after_a_resume(tmp_path):
 
 
 def test_without_a_terminal_plain_lines_are_printed(tmp_path, capsys):
-    with Metrics(tmp_path / "metrics.jsonl", 0, 10, 100, quiet=False) as metrics:
+    with Metrics(tmp_path, 0, 10, 100, quiet=False) as metrics:
         metrics.count_step(0.5)
         metrics.log(1, "train", 2.0, 1.0, lr=0.1, grad_norm=1.0)
         metrics.log(1, "val", 3.0, 1.5)
@@ -61,7 +61,7 @@ def test_quiet_prints_nothing(tmp_path, capsys):
 
 def test_samples_are_kept_and_those_past_the_resumed_step_are_dropped(tmp_path):
     def write(steps, first_step):
-        with Metrics(tmp_path / "metrics.jsonl", first_step, 10, 100, quiet=True) as metrics:
+        with Metrics(tmp_path, first_step, 10, 100, quiet=True) as metrics:
             for step in steps:
                 metrics.log_sample(step, f"née\n{step}")
 
@@ -73,7 +73,7 @@ def test_samples_are_kept_and_those_past_the_resumed_step_are_dropped(tmp_path):
 
 def test_on_a_terminal_one_line_shows_loss_validation_speed_and_time_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with Metrics(tmp_path / "metrics.jsonl", 0, 10, 100, quiet=False) as metrics:
+    with Metrics(tmp_path, 0, 10, 100, quiet=False) as metrics:
         metrics.log(1, "val", 3.0, 1.5)
         for step in (1, 2):
             metrics.count_step(0.5)

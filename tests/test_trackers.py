@@ -11,7 +11,7 @@ from gptmini.config import Config
 from gptmini.errors import UserError
 from gptmini.training import trackers as trackers_module
 from gptmini.training.metrics import read_metrics
-from gptmini.training.trainer import train
+from gptmini.training.run import train
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from gptmini.training.initialize import build_model_and_data
 from gptmini.training.metrics import Metrics, read_metrics
 from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import optimizer_tensors
-from gptmini.training.progress import TrainResult
 from gptmini.training.resume import check_resumable
+from gptmini.training.run import TrainResult, train
 from gptmini.training.runtime import start_runtime
-from gptmini.training.trainer import Trainer, train
+from gptmini.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -327,12 +327,17 @@ def test_resuming_with_another_rate_says_that_bits_will_differ(make_config, caps
     assert "optim.lr was 0.001 and is now 0.002" in output
 
 
+def metrics_of(trainer):
+    """Metrics that write nothing."""
+    return Metrics(trainer.store.run_folder, 0, 0, 0, quiet=True, enabled=False)
+
+
 @pytest.mark.parametrize("attention", ["eager", "additive"])
 def test_a_run_that_was_started_when_eager_was_called_masked_resumes_bit_for_bit(make_config, attention):
     trainer = a_trainer(make_config(model={"attention": attention}))
     trainer.progress.next_step()
     trainer.train_step()
-    trainer.checkpoints.save()
+    trainer.save(metrics_of(trainer))
     saved = trainer.store.latest()[0].state
     saved.config["model"]["attention"] = "masked"
     environment = trainer.runtime.environment()
@@ -455,7 +460,7 @@ def test_until_the_device_is_read_a_failed_step_and_later_ones_change_nothing(
     for step in (3, 4, 5):
         assert all(torch.equal(a, b) for a, b in zip(states[2], states[step], strict=True))
     with pytest.raises(DivergedError, match="diverged at step 3: loss nan"):
-        trainer.save(Metrics(Path(), 0, 0, 0, quiet=True, enabled=False))
+        trainer.save(metrics_of(trainer))
     assert trainer.store.steps() == []
 
 

@@ -58,7 +58,7 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
             config = choose_config(
                 overrides, flags.minutes, resume=flags.resume, quiet=flags.quiet, started=started
             )
-        from gptmini.training.trainer import train
+        from gptmini.training.run import train
 
         train(config, resume=flags.resume, quiet=flags.quiet)
 

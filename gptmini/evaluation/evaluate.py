@@ -9,7 +9,6 @@ from torch import nn
 from gptmini.data.batching import validation_batches
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
-from gptmini.generation.generate import eval_mode
 from gptmini.generation.prompts import unwrap
 from gptmini.training.loss import Evaluation, evaluate_batches
 from gptmini.training.runtime import Runtime
@@ -41,8 +40,7 @@ def evaluate(
     device = next(gpt.parameters()).device
     runtime = Runtime(device, "fp32", threads=torch.get_num_threads(), compile=False)
     batches = validation_batches(tokens, gpt.config.context_length, batch_size)
-    with eval_mode(gpt.modules()):
-        return evaluate_batches(gpt, batches, tokenizer.count_bytes, runtime)
+    return evaluate_batches(gpt, batches, tokenizer.count_bytes, runtime)
 
 
 def _read(text: str | Path) -> str:

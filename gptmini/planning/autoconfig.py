@@ -193,7 +193,7 @@ def dry_run(
         store = CheckpointStore(folder, keep=1)
         trainer = Trainer(config, runtime, model, data, store)
         step_seconds = _time_steps(trainer, min(20.0, max(1.0, 0.03 * seconds)))
-        with Metrics(folder / "metrics.jsonl", 0, 1, trainer.tokens_per_step, quiet=True) as metrics:
+        with Metrics(folder, 0, 1, trainer.tokens_per_step, quiet=True) as metrics:
             begun = time.monotonic()
             trainer.evaluate(metrics)
             trainer.save(metrics)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptmini.generation.generate import eval_mode
 from gptmini.training.runtime import Runtime
 
 
@@ -61,17 +62,15 @@ def evaluate_batches(
     `count_bytes` returns the bytes of text that the targets stand for. The ranks of `runtime` share the
     batches, and all return the same result. Uses no randomness, so evaluating changes nothing in training.
     """
-    was_training = model.training
-    model.eval()
     nats, tokens, text_bytes = 0.0, 0.0, 0.0
-    for inputs, targets in runtime.distributed.shard_batches(batches):
-        with runtime.autocast():
-            logits = model(runtime.to_device(inputs))  # (B, T, V)
-        if len(targets):  # empty where a rank of a sharded model only keeps the others company
-            # Weighted by token, so that a shorter last batch does not count more.
-            nats += next_token_loss(logits, runtime.to_device(targets)).item() * targets.numel()
-            tokens += targets.numel()
-            text_bytes += count_bytes(targets)
-    model.train(was_training)
+    with eval_mode(model.modules()):
+        for inputs, targets in runtime.distributed.shard_batches(batches):
+            with runtime.autocast():
+                logits = model(runtime.to_device(inputs))  # (B, T, V)
+            if len(targets):  # empty where a rank of a sharded model only keeps the others company
+                # Weighted by token, so that a shorter last batch does not count more.
+                nats += next_token_loss(logits, runtime.to_device(targets)).item() * targets.numel()
+                tokens += targets.numel()
+                text_bytes += count_bytes(targets)
     nats, tokens, text_bytes = runtime.distributed.all_reduce_sum(nats, tokens, text_bytes)
     return Evaluation(nats / tokens, bits_per_byte(nats, text_bytes), int(tokens))

@@ -1,26 +1,8 @@
 """How far a run has come: the counters that are neither weights nor optimizer state."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from gptmini.config import TrainConfig
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended. Losses are of the validation split, in nats per token; None if never evaluated."""
-
-    run_dir: Path
-    best_step: int | None
-    best_val_loss: float | None
-    val_loss: float | None  # of the last step
-    step: int  # optimizer steps taken, those before a resume included
-
-    def __str__(self) -> str:
-        loss = "none yet"
-        if self.best_val_loss is not None:
-            loss = f"{self.best_val_loss:.4f} at step {self.best_step}"
-        return f"finished after step {self.step}; best validation loss {loss}; saved in {self.run_dir}"
 
 
 @dataclass
@@ -52,7 +34,3 @@ class Progress:
         patience = config.early_stop_patience
         out_of_patience = patience is not None and self.evaluations_since_best >= patience
         return out_of_patience or self.step >= config.max_steps
-
-    def result(self, run_dir: Path) -> TrainResult:
-        """What `train` returns for a run that ends like this."""
-        return TrainResult(run_dir, self.best_step, self.best_val_loss, self.val_loss, self.step)

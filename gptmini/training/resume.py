@@ -1,12 +1,11 @@
 """The run folder: claimed by one process, and resumed from its newest good checkpoint."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, ModelConfig
@@ -63,56 +62,71 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
 
 
 @dataclass
-class CheckpointManager:
-    """Saves and restores all that a run needs to continue: weights, optimizer state, progress.
+class RunState:
+    """All that a training step changes, and so what a checkpoint holds.
 
-    Nothing about randomness is saved: data order and dropout are functions of the step.
+    Nothing about randomness is among it: data order and dropout are functions of the step.
     """
 
-    config: Config
-    runtime: Runtime
-    data: TokenData
-    store: CheckpointStore
     model: GPT
     optimizers: list[Optimizer]
     scaler: torch.amp.GradScaler
     progress: Progress
 
-    def save(self) -> None:
-        """Commit a checkpoint of this step. All ranks must call it; the main one writes."""
-        state = TrainingState(
-            **asdict(self.progress),
-            tokens=self.progress.step * self.config.train.batch_size * self.config.model.context_length,
-            grad_scaler=self.scaler.state_dict() or None,
-            config=self.config.model_dump(mode="json"),
-            data_digest=self.data.digest,
-            tokenizer_digest=self.data.tokenizer.digest,
-            environment=self.runtime.environment(),
-        )
-        # A rank of a sharded model holds a part of each tensor only: gather them on the main rank.
-        gather = self.runtime.distributed.gather_full_state_dict
-        weights = gather({name: parameter.detach() for name, parameter in self.model.named_parameters()})
-        optimizer = gather(optimizer_tensors(self.model, self.optimizers))
-        if self.runtime.distributed.is_main:
-            checkpoint = Checkpoint(state.step, weights, optimizer, state)
-            self.store.save(checkpoint, self.model.config, self.data.tokenizer)
 
-    def restore(self) -> list[str]:
-        """Load the newest good checkpoint, if there is one; returns lines that the user should read."""
-        checkpoint, notes = latest_checkpoint(self.store, self.runtime.distributed)
-        if checkpoint is None:
-            return [f"no checkpoint to resume in {self.store.run_folder}: starting from step 0"]
-        state = checkpoint.state
-        difference = check_resumable(state, self.config, self.data, self.runtime.environment())
-        restore(checkpoint, self.model, self.optimizers)
-        if state.grad_scaler:
-            self.scaler.load_state_dict(state.grad_scaler)
-        for name in asdict(self.progress):
-            setattr(self.progress, name, getattr(state, name))
-        return [*(f"skipped {note}" for note in notes), difference or f"resumed at step {state.step}"]
+def save_checkpoint(
+    store: CheckpointStore, state: RunState, config: Config, data: TokenData, runtime: Runtime
+) -> None:
+    """Commit a checkpoint of this step. All ranks must call it; the main one writes."""
+    saved = TrainingState(
+        **asdict(state.progress),
+        tokens=state.progress.step * config.train.batch_size * config.model.context_length,
+        grad_scaler=state.scaler.state_dict() or None,
+        config=config.model_dump(mode="json"),
+        data_digest=data.digest,
+        tokenizer_digest=data.tokenizer.digest,
+        environment=runtime.environment(),
+    )
+    # A rank of a sharded model holds a part of each tensor only: gather them on the main rank.
+    gather = runtime.distributed.gather_full_state_dict
+    weights = gather({name: parameter.detach() for name, parameter in state.model.named_parameters()})
+    optimizer = gather(optimizer_tensors(state.model, state.optimizers))
+    if runtime.distributed.is_main:
+        store.save(Checkpoint(saved.step, weights, optimizer, saved), state.model.config, data.tokenizer)
 
 
-def latest_checkpoint(
+def restore(
+    store: CheckpointStore, state: RunState, config: Config, data: TokenData, runtime: Runtime
+) -> list[str]:
+    """Load the newest good checkpoint, if there is one; returns lines that the user should read.
+
+    Raises UserError if the run cannot be continued like this, DamagedError if a file does not fit the model.
+    """
+    checkpoint, notes = _latest_checkpoint(store, runtime.distributed)
+    if checkpoint is None:
+        return [f"no checkpoint to resume in {store.run_folder}: starting from step 0"]
+    saved, where = checkpoint.state, f"step {checkpoint.step}"
+    difference = check_resumable(saved, config, data, runtime.environment())
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            weights = checkpoint.model.get(name)
+            if weights is None or weights.shape != parameter.shape:
+                raise DamagedError(f"{where}: model.safetensors does not fit {name}")
+            copy_full_(parameter, weights)
+    # There is no optimizer state where float16 gradients overflowed in every step so far.
+    if checkpoint.optimizer or not saved.grad_scaler:
+        try:
+            load_optimizer_tensors(state.model, state.optimizers, checkpoint.optimizer)
+        except ValueError as error:
+            raise DamagedError(f"{where}: training/optimizer.safetensors: {error}") from None
+    if saved.grad_scaler:
+        state.scaler.load_state_dict(saved.grad_scaler)
+    for name in asdict(state.progress):
+        setattr(state.progress, name, getattr(saved, name))
+    return [*(f"skipped {note}" for note in notes), difference or f"resumed at {where}"]
+
+
+def _latest_checkpoint(
     store: CheckpointStore, distributed: DistributedContext
 ) -> tuple[Checkpoint | None, list[str]]:
     """`store.latest()` on every rank: the main rank reads the files and broadcasts."""
@@ -185,22 +199,6 @@ def affects_numerics(key: str) -> bool:
     return section not in ("data", "tokenizer", "runtime") and not (
         name.endswith(("_interval", "_patience", "eval_tokens")) or name in reporting
     )
-
-
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-    """Load weights and optimizer state; DamagedError if they are not those of this model."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            weights = checkpoint.model.get(name)
-            if weights is None or weights.shape != parameter.shape:
-                raise DamagedError(f"step {checkpoint.step}: model.safetensors does not fit {name}")
-            copy_full_(parameter, weights)
-    if checkpoint.state.grad_scaler and not checkpoint.optimizer:
-        return  # float16 gradients overflowed in every step so far, so no update was made
-    try:
-        load_optimizer_tensors(model, optimizers, checkpoint.optimizer)
-    except ValueError as error:
-        raise DamagedError(f"step {checkpoint.step}: training/optimizer.safetensors: {error}") from None
 
 
 def _flatten(config: Config) -> dict[str, Any]:

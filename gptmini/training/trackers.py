@@ -4,8 +4,8 @@ A tracker that fails, at its start or later, is reported once and dropped; train
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,26 +76,27 @@ class Trackers:
         self._print = print
         self._running: dict[str, Tracker] = {}
         for name in config.train.trackers:
-            self._guard(name, partial(self._start, name, config, run_dir, first_step, quiet))
+            with self._guard(name):
+                self._running[name] = KINDS[name](config, run_dir, first_step, quiet)
 
     def log(self, step: int, split: str, line: Mapping[str, object]) -> None:
         """Send the numbers of a line of metrics.jsonl, named as in `loss/train`."""
         values = {f"{name}/{split}": v for name in QUANTITIES if isinstance(v := line[name], int | float)}
         for name, tracker in list(self._running.items()):
-            self._guard(name, partial(tracker.log, step, values))
+            with self._guard(name):
+                tracker.log(step, values)
 
     def close(self) -> None:
         """Close them all."""
         for name, tracker in list(self._running.items()):
-            self._guard(name, tracker.close)
+            with self._guard(name):
+                tracker.close()
 
-    def _start(self, name: str, config: Config, run_dir: Path, first_step: int, quiet: bool) -> None:
-        self._running[name] = KINDS[name](config, run_dir, first_step, quiet)
-
-    def _guard(self, name: str, action: Callable[[], None]) -> None:
+    @contextmanager
+    def _guard(self, name: str) -> Iterator[None]:
         # Any exception: this is other people's code, their network and their server.
         try:
-            action()
+            yield
         except Exception as error:
             self._running.pop(name, None)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

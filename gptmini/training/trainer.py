@@ -3,79 +3,29 @@
 import math
 import signal
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import CheckpointStore
-from gptmini.config import Config, dump_config, load_config
+from gptmini.config import Config
 from gptmini.data.batching import WindowSampler, validation_batches
 from gptmini.data.token_files import TokenData
-from gptmini.distributed.context import full_tensor, join_process_group
+from gptmini.distributed.context import full_tensor
 from gptmini.distributed.fsdp import checkpoint_activations
 from gptmini.errors import Stopped, UserError
 from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
-from gptmini.schema import validate
-from gptmini.training.estimate import estimate, micro_batch_size_per_rank
-from gptmini.training.initialize import build_model_and_data, resolve_tokenizer
+from gptmini.training.estimate import micro_batch_size_per_rank
 from gptmini.training.loss import bits_per_byte, evaluate_batches, next_token_loss
 from gptmini.training.metrics import Metrics
 from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import build_optimizers, learning_rate_factor, set_learning_rate
-from gptmini.training.progress import Progress, TrainResult
-from gptmini.training.resume import CheckpointManager, claim_run_dir, refuse_used_folder
-from gptmini.training.runtime import Runtime, seed_everything, start_runtime
-from gptmini.training.signals import StopSignal, stop_signal
-from gptmini.training.trackers import check_trackers
-
-
-def train(
-    config: Config | str | Path | Mapping[str, Any], *, resume: bool = False, quiet: bool = False
-) -> TrainResult:
-    """Train by a Config, the path of a YAML file, or a dict of sections, into `train.out_dir`.
-
-    With `resume`, continue from the newest checkpoint in that folder. Started by torchrun, the processes
-    train one model together. Raises UserError for what cannot be trained (before anything is written to the
-    run folder), DivergedError, DamagedError, InUseError, LostRankError, and Stopped when a signal came and
-    everything was saved.
-    """
-    if isinstance(config, Mapping):
-        config = validate(Config, config, "config")
-    elif not isinstance(config, Config):
-        config = load_config(Path(config).expanduser())
-    check_trackers(config.train.trackers)
-    with join_process_group(config.runtime) as distributed:
-        runtime = start_runtime(config.runtime, distributed)
-        store = CheckpointStore(Path(config.train.out_dir), keep=config.train.keep_checkpoints)
-
-        # Refuse what cannot be trained before any text is tokenized.
-        micro_batch_size_per_rank(config.train, distributed.world_size)
-        if distributed.is_main:
-            refuse_used_folder(store, resume)
-        model, data = build_model_and_data(config, runtime, quiet or not distributed.is_main)
-        config = resolve_tokenizer(config, data.tokenizer)
-
-        # From here on the run folder is locked, and a signal waits for the end of the step.
-        with claim_run_dir(store, resume, distributed), stop_signal() as stop:
-            trainer = Trainer(config, runtime, model, data, store)
-            notes = trainer.checkpoints.restore() if resume else []
-            if distributed.is_main:
-                write_file(store.run_folder / "config.yaml", dump_config(config).encode())
-            path = store.run_folder / "metrics.jsonl"
-            first, last = trainer.progress.step, config.train.max_steps
-            with Metrics(path, first, last, trainer.tokens_per_step, quiet, distributed.is_main) as metrics:
-                sizes = len(data.train), runtime.precision, distributed.world_size
-                for line in (runtime, estimate(config, model.config, *sizes), *notes):
-                    metrics.print(str(line))
-                metrics.start_trackers(config)
-                result = trainer.run(metrics, stop)
-                metrics.print(str(result))
-        return result
+from gptmini.training.progress import Progress
+from gptmini.training.resume import RunState, save_checkpoint
+from gptmini.training.runtime import Runtime, seed_everything
+from gptmini.training.signals import StopSignal
 
 
 class StepResult(NamedTuple):
@@ -103,9 +53,7 @@ class Trainer:
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.progress = Progress()
         self.latch = NonFiniteLatch(config.train, runtime, self.windows, store)
-        self.checkpoints = CheckpointManager(
-            config, runtime, data, store, self.model, self.optimizers, self.scaler, self.progress
-        )
+        self.state = RunState(self.model, self.optimizers, self.scaler, self.progress)
         # Wrap the model from outside: it knows nothing of memory, compilers or ranks.
         if config.runtime.activation_checkpointing:
             checkpoint_activations(self.model)
@@ -113,7 +61,7 @@ class Trainer:
             self.model.compile()
         self.ddp_model = self.distributed.wrap(self.model)  # the same model; averages gradients over ranks
 
-    def run(self, metrics: Metrics, stop: StopSignal) -> TrainResult:
+    def run(self, metrics: Metrics, stop: StopSignal) -> None:
         """Train to the last step, or until early stopping: step, log, evaluate, sample, save."""
         config, progress = self.config.train, self.progress
         while not progress.is_finished(config):
@@ -145,7 +93,6 @@ class Trainer:
             if stopping and not finished:
                 name = signal.Signals(stopping).name
                 raise Stopped(f"stopped by {name} after step {progress.step}; continue with --resume")
-        return progress.result(self.store.run_folder)
 
     def train_step(self) -> StepResult:
         """Update the weights once, by the gradient of one global batch.
@@ -212,7 +159,7 @@ class Trainer:
         """Commit a checkpoint, and the metrics up to it."""
         self.latch.check_before_save(self.progress.step, self.model)
         metrics.sync()
-        self.checkpoints.save()
+        save_checkpoint(self.store, self.state, self.config, self.data, self.runtime)
 
     def is_due(self, interval: int | None) -> bool:
         """Whether what happens every `interval` steps happens after this one."""

@@ -34,7 +34,7 @@ def run(config, folder):
     )
     trainer.save = trainer.sample = lambda metrics: None
     trainer.evaluate = lambda metrics: False
-    with Metrics(folder / "metrics.jsonl", 0, STEPS, 1, quiet=True) as metrics, stop_signal() as stop:
+    with Metrics(folder, 0, STEPS, 1, quiet=True) as metrics, stop_signal() as stop:
         started = time.perf_counter()
         trainer.run(metrics, stop)
         return (time.perf_counter() - started) / STEPS

@@ -20,6 +20,7 @@ from gptmini.training import (
     optim,
     progress,
     resume,
+    run,
     runtime,
     signals,
     trainer,
@@ -44,6 +45,7 @@ MODULES = (
     initialize,
     resume,
     trainer,
+    run,
 )
 
 

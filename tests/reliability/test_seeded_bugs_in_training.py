@@ -47,9 +47,8 @@ BUGS = [
         "a resumed run takes its last step again",
         resumes,
         resume,
-        "        difference = check_resumable(",
-        '        state = state.model_copy(update={"step": state.step - 1})\n'
-        "        difference = check_resumable(",
+        "    difference = check_resumable(",
+        '    saved = saved.model_copy(update={"step": saved.step - 1})\n    difference = check_resumable(',
     ),
     (
         "the order of the data is another one in each process",
@@ -70,8 +69,8 @@ BUGS = [
         "evaluation leaves the model without dropout",
         runs.check_intervals,
         loss,
-        "    model.train(was_training)\n",
-        "",
+        "    with eval_mode(model.modules()):\n",
+        "    model.eval()\n    if True:\n",
     ),
     (
         "sampling leaves a gradient behind",
@@ -93,8 +92,8 @@ BUGS = [
         "the optimizer's state is dropped at a resume",
         resumes,
         resume,
-        "        load_optimizer_tensors(model, optimizers, checkpoint.optimizer)\n",
-        "        pass\n",
+        "load_optimizer_tensors(state.model, state.optimizers, checkpoint.optimizer)",
+        "pass",
     ),
     (
         "the optimizer's step counts are dropped at a resume",
@@ -122,14 +121,14 @@ BUGS = [
         "the best loss is forgotten at a resume",
         resumes,
         resume,
-        "for name in asdict(self.progress):",
+        "for name in asdict(state.progress):",
         'for name in ("step", "val_loss", "evaluations_since_best"):',
     ),
     (
         "a resume starts the patience anew",
         resumes_past_the_best,
         resume,
-        "for name in asdict(self.progress):",
+        "for name in asdict(state.progress):",
         'for name in ("step", "val_loss", "best_val_loss", "best_step"):',
     ),
     (
