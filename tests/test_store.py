@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gptmini.checkpoint.manifest import verify
-from gptmini.checkpoint.safetensors_io import TensorFiles, tensor_file_chunks
+from gptmini.checkpoint.safetensors_io import TensorFiles, file_chunks
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load_model
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer
@@ -224,7 +224,7 @@ def test_tensor_files_are_safetensors(tmp_path):
         "counts": torch.tensor([2**40]),
     }
     path, other = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    path.write_bytes(b"".join(tensor_file_chunks(tensors)))
+    path.write_bytes(b"".join(file_chunks(tensors)))
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, other)
     theirs, ours = safetensors.torch.load_file(path), TensorFiles([other])
     for name, tensor in tensors.items():
@@ -236,6 +236,6 @@ def test_tensor_files_are_safetensors(tmp_path):
 
 
 def test_an_empty_tensor_file_is_a_tensor_file(tmp_path):
-    (tmp_path / "empty.safetensors").write_bytes(b"".join(tensor_file_chunks({})))
+    (tmp_path / "empty.safetensors").write_bytes(b"".join(file_chunks({})))
     assert dict(TensorFiles([tmp_path / "empty.safetensors"])) == {}
     assert safetensors.torch.load_file(tmp_path / "empty.safetensors") == {}

@@ -6,29 +6,15 @@ architecture gpt2, Linear weights as (out, in), biases always there, tokens spel
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from gptmini.atomic_io import write_file
-from gptmini.checkpoint.hf_gpt2 import parameter_shapes
+from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.model import GPT
 
-_NAMES = {
-    "token_embedding": "token_embd",
-    "position_embedding": "position_embd",
-    "ln_f": "output_norm",
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
 # Readers want at least one merge. Two zero bytes joined are no token, so this one changes nothing.
 _NO_MERGE = ["\u0100 \u0100"]
 
@@ -95,9 +81,15 @@ def export_gguf(
         writer.add_bos_token_id(tokenizer.end_of_text)
         writer.add_eos_token_id(tokenizer.end_of_text)
 
-    # the weights
+    # the weights; biases that the model does not have are zeros
+    gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
     in_float16 = 0
-    for name, values in _tensors(model):
+    for gpt2_name, tensor in to_gpt2(model.state_dict(), config).items():
+        name = gguf_names.get_name(gpt2_name, (".weight", ".bias"))
+        assert name is not None, gpt2_name
+        values = tensor.float().numpy()
+        if ".h." in gpt2_name:
+            values = values.T  # GPT-2's projections are (in, out), GGUF's (out, in); vectors stay
         kind = wanted if values.ndim == 2 and not name.startswith("position") else kinds.F32
         if kind == kinds.Q8_0 and values.shape[1] % 32:
             kind = kinds.F16
@@ -115,16 +107,3 @@ def export_gguf(
             write_file(path, iter(lambda: content.read(2**20), b""))
     note = f" ({in_float16} tensors in float16: their rows are no multiple of 32)" if in_float16 else ""
     return f"{path}: {path.stat().st_size:,} bytes, {dtype}{note}"
-
-
-def _tensors(model: GPT) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters under GGUF's names, float32; biases that the model does not have are zeros."""
-    state = model.state_dict()
-    for name, shape in parameter_shapes(model.config).items():
-        values = state[name].float().numpy() if name in state else np.zeros(shape, dtype=np.float32)
-        module, _, kind = name.rpartition(".")
-        prefix = ""
-        if module.startswith("blocks."):  # blocks.3.mlp.c_fc.weight is blk.3.ffn_up.weight
-            _, block, module = module.split(".", 2)
-            prefix = f"blk.{block}."
-        yield f"{prefix}{_NAMES[module]}.{kind}", values

@@ -2,20 +2,16 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gptmini import atomic_io
 from gptmini.checkpoint.hf_gpt2 import (
     config_from_gpt2,
-    generation_config,
+    empty_model,
     gpt2_config,
-    is_absent_bias,
-    parameter_shapes,
     parameters_from_gpt2,
     to_gpt2,
 )
@@ -38,7 +34,7 @@ def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None)
     target = Path(path).expanduser()
     if os.path.lexists(target):
         raise UserError(f"{target}: exists already; choose another folder")
-    gpt = _unwrap(model)
+    gpt = unwrap(model)
     weights = _float_weights(gpt)
     if tokenizer is not None and tokenizer.vocab_size > gpt.config.vocab_size:
         raise UserError(
@@ -56,9 +52,11 @@ def gpt2_files(
 ) -> dict[str, FileContent]:
     """The files of a GPT-2 directory by name."""
     end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    # read by transformers' generate
+    generation = {"_from_model_config": True, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
     return {
         "config.json": json_bytes(gpt2_config(config, end_of_text)),
-        "generation_config.json": json_bytes(generation_config(end_of_text)),
+        "generation_config.json": json_bytes(generation),
         "model.safetensors": to_gpt2(weights, config),
         **({} if tokenizer is None else tokenizer.files()),
     }
@@ -86,17 +84,15 @@ def read_gpt2(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
 
 def build_model(config: GPTConfig, parameters: Iterable[tuple[str, Tensor]]) -> GPT:
     """A GPT with these parameters, the tied output weights left out."""
-    state = dict(parameters)  # read before the model is built: a hostile config may ask for terabytes
-    with _SkipInit():
-        model = GPT(config)
+    model, state = empty_model(config), dict(parameters)
     state["lm_head.weight"] = state["token_embedding.weight"]
-    model.load_state_dict(state, assign=True)  # replaces the uninitialized parameters, copies nothing
+    model.load_state_dict(state, assign=True)  # replaces the empty parameters, copies nothing
     model.lm_head.weight = model.token_embedding.weight  # tied again
     return model
 
 
-def _unwrap(model: nn.Module) -> GPT:
-    """The GPT inside DistributedDataParallel, DataParallel or torch.compile."""
+def unwrap(model: nn.Module) -> GPT:
+    """The GPT inside DistributedDataParallel, DataParallel or torch.compile; UserError if there is none."""
     inner: object = model
     while inner is not None and not isinstance(inner, GPT):
         inner = getattr(inner, "module", getattr(inner, "_orig_mod", None))
@@ -108,7 +104,7 @@ def _unwrap(model: nn.Module) -> GPT:
 def _float_weights(model: GPT) -> dict[str, Tensor]:
     """The parameters that GPT-2's files need, as float32; UserError where the model has others."""
     weights = {name.replace("_orig_mod.", ""): p.detach() for name, p in model.named_parameters()}
-    needed = {name for name in parameter_shapes(model.config) if not is_absent_bias(name, model.config)}
+    needed = {name for name, _ in empty_model(model.config).named_parameters()}
     if needed - weights.keys():
         raise UserError("the model's weights are rounded for generating: load it with precision fp32 to save")
     if extra := sorted(weights.keys() - needed):
@@ -133,22 +129,3 @@ def _weight_files(folder: Path) -> list[Path]:
         if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", shard):
             raise DamagedError(f"{index}: {shard!r:.100} is not the name of a safetensors file beside it")
     return [folder / shard for shard in sorted(set(shards.values()))]
-
-
-class _SkipInit(TorchFunctionMode):
-    """Skip torch.nn.init: drawing weights only to replace them takes longer than reading a checkpoint.
-
-    (The meta device is made for this, but imports torch.compile, which takes seconds.)
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)

@@ -1,22 +1,24 @@
 """GPT's parameters and config <-> the tensors and the config.json of a Hugging Face GPT-2 directory.
 
-Four things differ between the two: the names; the four projections of a block, which GPT-2 stores transposed
-(its Conv1D is a Linear with (in, out) weights); the tied output weights, which no file holds; and missing
-biases, which GPT-2 does not know, so they are stored as zeros. All of it happens here and nowhere else.
+Four things differ: the names; a block's four projections, which GPT-2 stores as (in, out); the tied output
+weights, which no file holds; and missing biases, which GPT-2 does not know, so they are stored as zeros.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gptmini.checkpoint.manifest import FORMAT_VERSION, check_format_version
 from gptmini.checkpoint.safetensors_io import printable
 from gptmini.config import Attention, GPTConfig
 from gptmini.errors import UserError
+from gptmini.model import GPT
 from gptmini.schema import Section, validate
 
 _GPT2_NAMES = {"token_embedding": "wte", "position_embedding": "wpe", "blocks": "h", "ln_f": "ln_f"}
@@ -24,30 +26,30 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 _OLD_BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks in files of older versions
 
 
+def empty_model(config: GPTConfig) -> GPT:
+    """A GPT on the meta device: its parameters have shapes, and take no memory."""
+    with torch.device("meta"), _SkipInit():
+        return GPT(config)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skip torch.nn.init, which on the meta device would import torch.compile for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) != "torch.nn.init":
+            return func(*args, **(kwargs or {}))
+
+
+@cache
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of GPT, biases included, tied output weights not.
+    """Name and shape of every parameter of GPT: all biases, also without config.bias; tied weights once.
 
     >>> shapes = parameter_shapes(GPTConfig(n_layer=1, n_head=2, n_embd=8, context_length=4, vocab_size=10))
     >>> shapes["token_embedding.weight"], shapes["blocks.0.mlp.c_fc.weight"]
     ((10, 8), (32, 8))
     """
-    C = config.n_embd
-    block: dict[str, tuple[int, ...]] = {
-        "ln_1": (C,),
-        "attn.c_attn": (3 * C, C),
-        "attn.c_proj": (C, C),
-        "ln_2": (C,),
-        "mlp.c_fc": (4 * C, C),
-        "mlp.c_proj": (C, 4 * C),
-    }
-    modules = {f"blocks.{i}.{part}": shape for i in range(config.n_layer) for part, shape in block.items()}
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embedding.weight": (config.vocab_size, C),
-        "position_embedding.weight": (config.context_length, C),
-    }
-    for name, shape in {**modules, "ln_f": (C,)}.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return shapes
+    model = empty_model(config.model_copy(update={"bias": True}))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def to_gpt2(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -62,47 +64,52 @@ def to_gpt2(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]
     """
     tensors = {}
     for name, shape in parameter_shapes(config).items():
-        tensor = torch.zeros(shape) if is_absent_bias(name, config) else state[name]
+        tensor = torch.zeros(shape) if _is_absent_bias(name, config) else state[name]
         tensors[f"transformer.{_gpt2_name(name)}"] = tensor.T if name.endswith(_TRANSPOSED) else tensor
     return tensors
 
 
 def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """GPT's parameters from the tensors of a GPT-2 directory, as float32 copies, one by one.
+    """GPT's parameters from the tensors of a GPT-2 directory, as float32 copies, each read when needed.
 
-    So a mapping that reads from disk is never in memory as a whole. Raises UserError naming the tensor that
-    is missing, unexpected, of another shape or dtype than `config` needs, or not zero where `config` has no
-    bias.
+    Raises UserError naming the tensor that is missing, unexpected, of another shape or dtype than `config`
+    needs, or not zero where `config` has no bias.
     """
+    # Compare the names.
     stored = {name.removeprefix("transformer."): name for name in tensors}
+    if len(stored) != len(tensors):
+        raise UserError("a tensor is there twice, with and without the prefix transformer.")
     shapes = parameter_shapes(config)
-    expected = {_gpt2_name(name) for name in shapes}
-    needed = {_gpt2_name(name) for name in shapes if not is_absent_bias(name, config)}
-    if missing := sorted(needed - stored.keys()):
-        raise UserError(f"tensor {missing[0]} is missing{_and_more(missing)}: config.json needs it")
-    extra = sorted(name for name in stored.keys() - expected if not _OLD_BUFFERS.fullmatch(name))
-    if extra == ["lm_head.weight"]:  # some files repeat the tied output weights
-        head, embedding = (_float_tensor(tensors, stored[name]) for name in ("lm_head.weight", "wte.weight"))
+    needed = {_gpt2_name(name) for name in shapes if not _is_absent_bias(name, config)}
+    known = {_gpt2_name(name) for name in shapes} | {"lm_head.weight"}
+    extra = {name for name in stored.keys() - known if not _OLD_BUFFERS.fullmatch(name)}
+    for names, problem in ((needed - stored.keys(), "is missing"), (extra, "has no place in this GPT-2")):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(
+                f"tensor {printable(min(names))} {problem}{more}: config.json needs other tensors"
+            )
+    if "lm_head.weight" in stored:  # some files repeat the tied output weights
+        head, embedding = tensors[stored["lm_head.weight"]], tensors[stored["wte.weight"]]
         if not head.float().equal(embedding.float()):
             raise UserError(
                 "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
             )
-    elif extra:
-        raise UserError(f"tensor {printable(extra[0])} has no place in this GPT-2{_and_more(extra)}")
-    if len(stored) != len(tensors):
-        raise UserError("a tensor is there twice, with and without the prefix transformer.")
 
+    # Compare and convert the tensors.
     for name, shape in shapes.items():
         gpt2_name = _gpt2_name(name)
         if gpt2_name not in stored:
             continue  # the bias of a model without biases
-        tensor = _float_tensor(tensors, stored[gpt2_name])
+        tensor = tensors[stored[gpt2_name]]
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise UserError(f"tensor {gpt2_name} is {tensor.dtype}: float32, float16 or bfloat16 needed")
         is_transposed = name.endswith(_TRANSPOSED)
         if tensor.shape != (shape := shape[::-1] if is_transposed else shape):
             raise UserError(
                 f"tensor {gpt2_name} has shape {tuple(tensor.shape)}, but config.json needs {shape}"
             )
-        if is_absent_bias(name, config):
+        if _is_absent_bias(name, config):
             if tensor.any():
                 raise UserError(f"tensor {gpt2_name} must be zero: config.json says bias = false")
             continue
@@ -138,11 +145,6 @@ def gpt2_config(config: GPTConfig, end_of_text: int | None) -> dict[str, Any]:
         "dtype": "float32",
         "gptmini": {"format_version": FORMAT_VERSION, "bias": config.bias, "attention": config.attention},
     }
-
-
-def generation_config(end_of_text: int | None) -> dict[str, Any]:
-    """The generation_config.json for transformers' `generate`."""
-    return {"_from_model_config": True, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
 
 
 def config_from_gpt2(values: Mapping[str, Any]) -> GPTConfig:
@@ -210,17 +212,6 @@ def _gpt2_name(name: str) -> str:
     return f"{_GPT2_NAMES[first]}.{rest}"
 
 
-def _float_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    tensor = tensors[name]
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise UserError(f"tensor {name} is {tensor.dtype}: float32, float16 or bfloat16 needed")
-    return tensor
-
-
-def is_absent_bias(name: str, config: GPTConfig) -> bool:
+def _is_absent_bias(name: str, config: GPTConfig) -> bool:
     """Whether GPT-2 has this parameter and a model of this config does not."""
     return name.endswith(".bias") and not config.bias
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,14 +1,9 @@
 """Tensors and JSON as plain files, read as if an attacker had written them.
 
-Nothing in them is executed, and reading allocates a small multiple of the file's size at most. Tensors are in
-the safetensors format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a
-JSON header, the header with dtype, shape and offsets of each tensor, then their raw bytes without gaps. The
-safetensors library reads it; we write it, because a checkpoint is hashed and read back while it is streamed
-to disk.
+Nothing in them is executed, and reading allocates a small multiple of the file's size at most.
 """
 
 import json
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +27,8 @@ _DTYPE_NAMES = {
 }
 _MAX_JSON_BYTES = 16 * 2**20
 
-FileContent = bytes | Mapping[str, Tensor]  # the tensors of a safetensors file
+FileContent = bytes | Mapping[str, Tensor]
+"""What a file is to hold: these bytes, or tensors as a safetensors file."""
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
@@ -46,19 +42,42 @@ def read_json(path: Path) -> dict[str, Any]:
         _check_regular(path)
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes of JSON")
-        return _parse_json(path.read_bytes())
+        # by the letter of the standard: no key given twice, no NaN
+        try:
+            values = json.loads(
+                path.read_bytes().decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant
+            )
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if not isinstance(values, dict):
+            raise ValueError("must hold a JSON object")
+        return values
 
 
-def file_chunks(content: FileContent) -> Iterable[bytes | memoryview]:
-    """The bytes of a file, in chunks."""
-    return [content] if isinstance(content, bytes) else tensor_file_chunks(content)
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key is given twice")
+    return values
 
 
-def tensor_file_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file of `tensors`, chunk by chunk, so that at most one tensor is copied at a time."""
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def file_chunks(content: FileContent) -> Iterator[bytes | memoryview]:
+    """The bytes of a file, in chunks, so that at most one tensor is copied at a time.
+
+    We write safetensors files (https://github.com/huggingface/safetensors#format), because a checkpoint is
+    hashed and read back while it is streamed to disk; the library reads them.
+    """
+    if isinstance(content, bytes):
+        yield content
+        return
+    # the length of the header, the header with each tensor's dtype, shape and place, then the raw bytes
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, tensor in tensors.items():
+    for name, tensor in content.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
@@ -68,7 +87,7 @@ def tensor_file_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memory
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data starts at a multiple of 8
     yield len(text).to_bytes(8, "little") + text
-    for tensor in tensors.values():
+    for tensor in content.values():
         # the tensor's own memory, seen as bytes
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -109,30 +128,9 @@ def printable(text: object) -> str:
     return str(text) if str(text).isprintable() else repr(str(text))
 
 
-def _parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object by the letter of the standard: no NaN, no key given twice."""
-
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            raise ValueError("a key is given twice")
-        return values
-
-    def no_constant(name: str) -> None:
-        raise ValueError(f"{name} is not a JSON number")
-
-    try:
-        values = json.loads(text.decode(), object_pairs_hook=without_repeats, parse_constant=no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(values, dict):
-        raise ValueError("must hold a JSON object")
-    return values
-
-
 def _check_regular(path: Path) -> None:
     """A pipe or a device could make the reader wait, or read, for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
 
 

@@ -1,15 +1,13 @@
 """The checkpoints of a run: save, latest, best, prune, lock; and `load_model` for everything that reads.
 
 A checkpoint is the folder of one step, `checkpoints/step-00001000/`: a Hugging Face GPT-2 directory, plus
-`training/` to resume from, plus `manifest.json` with size and sha256 of every file. It is written under a
-temporary name, the manifest last, verified by reading it back, and renamed into place whole; only then are
-older ones removed. So at every instant, and after a crash at any instant, every step's folder is complete.
+`training/` to resume from, plus `manifest.json`. At every instant every step's folder is complete.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +82,11 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
     if (path / "checkpoints").is_dir():
-        path = _best_or_latest(path)
+        store = CheckpointStore(path, keep=1)
+        steps = store.steps()
+        if not steps:
+            raise UserError(f"{path}: has no checkpoint yet")
+        path = store.best() or store.path(steps[-1])
     if (path / MANIFEST).exists() or (path / "training").exists():
         verify(path)
     elif not (path / "config.json").exists():
@@ -139,6 +141,7 @@ class CheckpointStore:
             except DamagedError:
                 atomic_io.remove_folder(path)
         atomic_io.make_folder(self.folder)
+        # under a temporary name, the manifest last, read back, and renamed into place whole
         with atomic_io.new_folder(path) as folder:
             write_files(
                 folder,
@@ -180,14 +183,12 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """The step's folder with the lowest recorded validation loss, the earliest of equals."""
-        losses = [(loss, step) for step in self.steps() if (loss := self._val_loss(step)) is not None]
+        losses = []
+        for step in self.steps():
+            with suppress(DamagedError):
+                if (loss := _read_state(self.path(step)).val_loss) is not None:
+                    losses.append((loss, step))
         return self.path(min(losses)[1]) if losses else None
-
-    def _val_loss(self, step: int) -> float | None:
-        try:
-            return _read_state(self.path(step)).val_loss
-        except DamagedError:
-            return None
 
     def _prune(self, newest: int) -> None:
         """Remove all but the best and the `keep` newest checkpoints up to the one just saved.
@@ -217,11 +218,3 @@ def _read_checkpoint(step_folder: Path) -> Checkpoint:
     tensors = TensorFiles([step_folder / "training" / "optimizer.safetensors"])
     optimizer = {name: tensor.clone() for name, tensor in tensors.items()}
     return Checkpoint(state.step, model, optimizer, state)
-
-
-def _best_or_latest(run_folder: Path) -> Path:
-    store = CheckpointStore(run_folder, keep=1)
-    steps = store.steps()
-    if not steps:
-        raise UserError(f"{run_folder}: has no checkpoint yet")
-    return store.best() or store.path(steps[-1])

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.data.batching import validation_batches
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
-from gptmini.generation.prompts import unwrap
 from gptmini.training.loss import Evaluation, evaluate_batches
 from gptmini.training.runtime import Runtime
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gptmini.generation.prompts import unwrap
+from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.model import GPT, CausalSelfAttention, eager
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]

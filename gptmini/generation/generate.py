@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.errors import UserError
 from gptmini.generation.kv_cache import KVCache, last_hidden_states
-from gptmini.generation.prompts import check_id, check_prompts, join, read_prompts, unwrap, whole_number
+from gptmini.generation.prompts import check_id, check_prompts, join, read_prompts, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling, build_sampling, row_generators
 from gptmini.model import GPT
 

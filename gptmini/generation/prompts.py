@@ -1,4 +1,4 @@
-"""What goes into generation, read once: token ids in any of their forms, numbers, models inside a wrapper."""
+"""What goes into generation, read once: token ids in any of their forms, and numbers."""
 
 import operator
 from collections.abc import Sequence
@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.model import GPT
-
-
-def unwrap(model: Any) -> GPT:
-    """The model itself, out of a DistributedDataParallel or DataParallel around it."""
-    return getattr(model, "module", model)
 
 
 def read_prompts(tokens: Tensor | Sequence[Any]) -> list[list[int]]:
