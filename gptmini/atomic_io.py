@@ -1,11 +1,7 @@
 """The only file writes of the package: after a crash, every file is whole or absent.
 
-A file or folder is made under a temporary name in the same place, synced, renamed, and then the folder that
-holds the name is synced too: a rename replaces in one step, and only an fsync makes data or a name survive a
-power loss. A failed fsync is never retried: the kernel may already have dropped the data and would report
-success. The attempt is discarded and the caller gets the error.
-
-Temporary names start with `.tmp-`. What a killed process leaves behind is removed by `clean_leftovers`.
+A file or folder is made under a temporary name beside its own, synced, and renamed in one step; then the
+folder that holds the name is synced, because only an fsync makes data or a name survive a power loss.
 """
 
 import errno
@@ -18,7 +14,7 @@ from pathlib import Path
 
 from gptmini.errors import InUseError
 
-_TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY_PREFIX = ".tmp-"  # what a killed process leaves under such a name, `clean_leftovers` removes
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
 
 Bytes = bytes | bytearray | memoryview
@@ -30,16 +26,11 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     Raises OSError naming `path` and the cause; what was at `path` before is then still there. (Only when the
     sync of the folder itself fails, the new content may stand there already.)
     """
-    temporary = _temporary_name(path)
-    try:
+    with _deleted_on_failure(_temporary_name(path)) as temporary:
         create_file(temporary, data, shown_path=path)
-        with errors_name_path(path):
+        with _errors_name_path(path):
             os.replace(temporary, path)  # readers see the old file or the new one, never a mixture
             _sync_folder(path.parent)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to report
-            _delete(temporary)
-        raise
 
 
 def create_file(path: Path, data: Bytes | Iterable[Bytes], *, shown_path: Path | None = None) -> None:
@@ -50,16 +41,16 @@ def create_file(path: Path, data: Bytes | Iterable[Bytes], *, shown_path: Path |
     """
     shown = shown_path or path
     chunks = [data] if isinstance(data, Bytes) else data
-    with errors_name_path(shown):
+    with _errors_name_path(shown):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
-        for chunk in chunks:  # outside errors_name_path: a failing iterator keeps its own message
-            with errors_name_path(shown):
+        for chunk in chunks:  # outside _errors_name_path: a failing iterator keeps its own message
+            with _errors_name_path(shown):
                 _write_all(file, chunk)
-        with errors_name_path(shown):
+        with _errors_name_path(shown):
             _sync(file)
     finally:
-        with errors_name_path(shown):
+        with _errors_name_path(shown):
             os.close(file)
 
 
@@ -73,23 +64,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
-    temporary = _temporary_name(path)
-    try:
-        with errors_name_path(path):
+    with _deleted_on_failure(_temporary_name(path)) as temporary:
+        with _errors_name_path(path):
             os.mkdir(temporary)
         yield temporary
         # synced from the inside out, so that the rename makes a complete folder visible
-        with errors_name_path(path):
+        with _errors_name_path(path):
             for folder, _, _ in os.walk(temporary, topdown=False):
                 _sync_folder(folder)
             os.rename(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to report
-            _delete(temporary)
-        raise
     # The new name must survive a power loss before older checkpoints are removed.
     try:
-        with errors_name_path(path):
+        with _errors_name_path(path):
             _sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
@@ -101,7 +87,7 @@ def make_folder(path: Path) -> None:
     """Make a folder and the missing ones above it, each name synced; one that exists is left as it is."""
     missing = [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]
     for folder in reversed(missing):
-        with errors_name_path(folder):
+        with _errors_name_path(folder):
             try:
                 os.mkdir(folder)
             except FileExistsError:
@@ -113,7 +99,7 @@ def make_folder(path: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a crash never leaves part of it under its name."""
     temporary = _temporary_name(path)
-    with errors_name_path(path):
+    with _errors_name_path(path):
         os.rename(path, temporary)
         _sync_folder(path.parent)  # before the first file goes: a power loss could undo only the rename
         _delete(temporary)
@@ -128,7 +114,7 @@ def clean_leftovers(folder: Path) -> None:
         return
     for name in os.listdir(folder):
         if name.startswith(_TEMPORARY_PREFIX):
-            with errors_name_path(folder / name):
+            with _errors_name_path(folder / name):
                 _delete(folder / name)
 
 
@@ -141,23 +127,23 @@ class AppendOnlyLog:
 
     def __init__(self, path: Path):
         self._path = path
-        with errors_name_path(path):
+        with _errors_name_path(path):
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
             _sync_folder(path.parent)
 
     def append(self, line: str) -> None:
         """Write one line; the line end is added."""
-        with errors_name_path(self._path):
+        with _errors_name_path(self._path):
             _write_all(self._file, line.encode() + b"\n")
 
     def sync(self) -> None:
         """Make every line so far survive a power loss; call it before the checkpoint that relies on them."""
-        with errors_name_path(self._path):
+        with _errors_name_path(self._path):
             _sync(self._file)
 
     def close(self) -> None:
         """Close the file."""
-        with errors_name_path(self._path):
+        with _errors_name_path(self._path):
             os.close(self._file)
 
 
@@ -174,14 +160,11 @@ def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
-    """Hold the lock file at `path` for the length of the block.
+    """Hold the lock file at `path` for the length of the block; the file stays, and by itself means nothing.
 
-    Raises InUseError, naming `what`, if another process holds it; OSError where the lock file cannot be
-    opened, a symbolic link included. The operating system frees the lock when its process ends, however it
-    ends, so the file itself stays and means nothing.
-
-    Yields a function that raises OSError if the locked file is no longer at `path`: it, or the folder around
-    it, was removed or moved, and another process may now hold a lock of the same name.
+    Raises InUseError, naming `what`, if another process holds it; OSError where the file cannot be opened, or
+    is a symbolic link. Yields a function that raises OSError if the locked file is no longer at `path`: it or
+    its folder was moved or removed, and another process may now hold a lock of the same name.
     """
     from filelock import FileLock, Timeout  # here, because importing it takes 0.1 s
 
@@ -214,6 +197,7 @@ def _write_all(file: int, data: Bytes) -> None:
 
 
 def _sync(file: int) -> None:
+    """Sync once: where that fails, the kernel may have dropped the data, and a second try would succeed."""
     if sys.platform == "darwin":  # there, fsync leaves the data in the drive's cache
         import fcntl
 
@@ -252,7 +236,18 @@ def _temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def errors_name_path(path: Path) -> Iterator[None]:
+def _deleted_on_failure(path: Path) -> Iterator[Path]:
+    """Yields `path`; what stands there when the block fails is deleted."""
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            _delete(path)
+        raise
+
+
+@contextmanager
+def _errors_name_path(path: Path) -> Iterator[None]:
     """Give an OSError of the block the path that the user knows, in place of a temporary one or none."""
     try:
         yield

@@ -89,21 +89,24 @@ def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> It
             raise UserError(
                 f"tensor {printable(min(names))} {problem}{more}: config.json needs other tensors"
             )
-    if "lm_head.weight" in stored:  # some files repeat the tied output weights
-        head, embedding = tensors[stored["lm_head.weight"]], tensors[stored["wte.weight"]]
-        if not head.float().equal(embedding.float()):
-            raise UserError(
-                "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
-            )
+
+    def read(gpt2_name: str) -> Tensor:
+        tensor = tensors[stored[gpt2_name]]
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise UserError(f"tensor {gpt2_name} is {tensor.dtype}: float32, float16 or bfloat16 needed")
+        return tensor
 
     # Compare and convert the tensors.
+    repeats_tied = "lm_head.weight" in stored  # as some files do
+    if repeats_tied and not read("lm_head.weight").float().equal(read("wte.weight").float()):
+        raise UserError(
+            "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
+        )
     for name, shape in shapes.items():
         gpt2_name = _gpt2_name(name)
         if gpt2_name not in stored:
             continue  # the bias of a model without biases
-        tensor = tensors[stored[gpt2_name]]
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise UserError(f"tensor {gpt2_name} is {tensor.dtype}: float32, float16 or bfloat16 needed")
+        tensor = read(gpt2_name)
         is_transposed = name.endswith(_TRANSPOSED)
         if tensor.shape != (shape := shape[::-1] if is_transposed else shape):
             raise UserError(
@@ -156,16 +159,9 @@ def config_from_gpt2(values: Mapping[str, Any]) -> GPTConfig:
     if isinstance(ours := values.get("gptmini"), dict):
         check_format_version(ours, "config.json")
     found = validate(_GPT2Config, values, "config.json")
-    shape = {
-        "n_layer": found.n_layer,
-        "n_head": found.n_head,
-        "n_embd": found.n_embd,
-        "context_length": found.n_positions,
-        "vocab_size": found.vocab_size,
-        "dropout": found.resid_pdrop,
-        "bias": found.gptmini.bias,
-        "attention": found.gptmini.attention,
-    }
+    shape = found.model_dump(include={"n_layer", "n_head", "n_embd", "vocab_size"})
+    shape |= {"context_length": found.n_positions, "dropout": found.resid_pdrop}
+    shape |= {"bias": found.gptmini.bias, "attention": found.gptmini.attention}
     config = validate(GPTConfig, shape, "config.json")
     if found.n_inner not in (None, 4 * config.n_embd):
         raise UserError(f"config.json: n_inner = {found.n_inner}: must be 4 n_embd = {4 * config.n_embd}")

@@ -70,13 +70,10 @@ def convert_nanogpt(source: Path, target: Path) -> list[str]:
 
 
 def _build(content: Any) -> GPT:
-    match content:
-        case {"model_args": dict() as args, "model": dict() as state} if all(
-            map(torch.is_tensor, state.values())
-        ):
-            pass
-        case _:
-            raise UserError("it has no model_args and model")
+    content = content if isinstance(content, dict) else {}
+    args, state = content.get("model_args"), content.get("model")
+    if not (isinstance(args, dict) and isinstance(state, dict) and all(map(torch.is_tensor, state.values()))):
+        raise UserError("it has no model_args and model")
     # prefixes that torch.compile and DDP leave in the names
     tensors = {str(name).removeprefix("_orig_mod.").removeprefix("module."): t for name, t in state.items()}
     vocab_size = args.get("vocab_size")
