@@ -22,45 +22,35 @@ def build_model_and_data(config: Config, runtime: Runtime, quiet: bool) -> tuple
     (positions past a shorter `model.context_length` are dropped); otherwise the weights are random, decided
     by `train.seed` alone. Raises UserError if the config asks for another shape or tokenizer.
     """
-    if config.train.init_from is not None:
-        return _model_from_weights(config, config.train.init_from, runtime, quiet)
+    init_from, length = config.train.init_from, config.model.context_length
+    name = f"train.init_from = {init_from}"  # in messages
+    shape, parameters, tokenizer = None, None, None
+
+    # Refuse weights that do not fit before any text is tokenized.
+    if init_from is not None:
+        with runtime.distributed.local_main_first():
+            folder = find_weights(init_from)
+        shape, parameters, tokenizer = open_weights(folder)
+        _check_shape(config.model, shape, name)
+        if tokenizer is not None:
+            _check_tokenizer(config.tokenizer, tokenizer, name)
+
     with runtime.distributed.local_main_first():  # one rank writes the token files, the others find them
-        data = prepare(config.data, config.tokenizer, config.model.context_length, quiet)
-    return _random_model(config.model, data.tokenizer.vocab_size, config.train.seed, runtime), data
-
-
-def _model_from_weights(
-    config: Config, init_from: str, runtime: Runtime, quiet: bool
-) -> tuple[GPT, TokenData]:
-    name, length = f"train.init_from = {init_from}", config.model.context_length
-    with runtime.distributed.local_main_first():
-        folder = find_weights(init_from)
-    shape, parameters, tokenizer = open_weights(folder)
-
-    # Refuse what does not fit before any text is tokenized.
-    _check_shape(config.model, shape, name)
-    if tokenizer is not None:
-        _check_tokenizer(config.tokenizer, tokenizer, name)
-    with runtime.distributed.local_main_first():
         data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
     vocab_size = data.tokenizer.vocab_size
-    if vocab_size != shape.vocab_size:
+    if shape is not None and vocab_size != shape.vocab_size:
         raise UserError(f"the tokenizer's vocab_size = {vocab_size}, but {name} has {shape.vocab_size}")
 
+    torch.manual_seed(config.train.seed)
+    model_config = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
+    model = build_model(model_config, runtime.distributed, runtime.device, DTYPES[runtime.precision])
     # Parameters come one by one, so that a rank of a sharded model never holds all of them.
-    model = _random_model(config.model, vocab_size, config.train.seed, runtime)
     ours = dict(model.named_parameters())
     with torch.no_grad():
-        for parameter_name, value in parameters:
+        for parameter_name, value in parameters or ():
             is_positions = parameter_name == "position_embedding.weight"
             copy_full_(ours[parameter_name], value[:length] if is_positions else value)
     return model, data
-
-
-def _random_model(config: ModelConfig, vocab_size: int, seed: int, runtime: Runtime) -> GPT:
-    torch.manual_seed(seed)
-    shape = GPTConfig(vocab_size=vocab_size, **config.model_dump())
-    return build_model(shape, runtime.distributed, runtime.device, DTYPES[runtime.precision])
 
 
 def _check_shape(config: ModelConfig, found: GPTConfig, name: str) -> None:

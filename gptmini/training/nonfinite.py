@@ -30,18 +30,14 @@ class NonFiniteLatch:
 
         Raises DivergedError in the steps in which the device is waited for; on a CPU, in every step.
         """
-        skip = self.record_nonfinite(step, loss, grad_norm)
-        if self.should_sync(step):
-            self.raise_if_set()
-        return skip
-
-    def record_nonfinite(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Set the latch unless both scalars are finite; returns whether it is set, without a host sync."""
         # A float16 gradient may overflow: the scaler then skips the update and lowers its scale.
         overflow_is_normal = self.runtime.precision == "fp16"
         finite = loss.isfinite() & (grad_norm.isfinite() | overflow_is_normal)
+        # Keep the first failure, all on the device.
         now = torch.stack((torch.full_like(loss, step), loss, grad_norm))
         self.first = torch.where(finite | (self.first[0] > 0), self.first, now)
+        if self.should_sync(step):
+            self.raise_if_set()
         return self.first[0] > 0
 
     def should_sync(self, step: int) -> bool:

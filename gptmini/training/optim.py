@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,9 +25,11 @@ def build_optimizers(
     """
     # Muon is for matrices that multiply. The rows of an embedding are looked up, so embeddings stay with
     # AdamW, as do the vectors (biases, LayerNorm).
-    named = list(model.named_parameters())
-    muon = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
-    rest = [p for _, p in named if not any(p is m for m in muon)]
+    muon: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        is_block_matrix = "blocks." in name and p.dim() == 2
+        (muon if config.optimizer == "muon" and is_block_matrix else rest).append(p)
     # Weight decay keeps matrices from growing without need. LayerNorm gains and biases set scales and
     # offsets, which have no reason to be near zero, so vectors do not decay.
     groups = [
@@ -37,10 +40,6 @@ def build_optimizers(
     if muon:
         optimizers.append(Muon([(muon, config.weight_decay)], config.muon_lr, config.muon_momentum, dtype))
     return optimizers
-
-
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    return "blocks." in name and parameter.dim() == 2
 
 
 class Optimizer(ABC):
@@ -69,16 +68,14 @@ class Optimizer(ABC):
             for p in group["params"]:
                 if p not in self.state:
                     self.state[p] = self.initial_state(p)
-            self._update(group["params"], group["lr"], group["weight_decay"], skip)
+            self._update(group, skip)
 
     @abstractmethod
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first update."""
 
     @abstractmethod
-    def _update(
-        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
-    ) -> None:
+    def _update(self, group: dict[str, Any], skip: Tensor | None) -> None:
         """Update the parameters of one group in place."""
 
 
@@ -101,13 +98,11 @@ class AdamW(Optimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def _update(
-        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
-    ) -> None:
-        states = [self.state[p] for p in parameters]
+    def _update(self, group: dict[str, Any], skip: Tensor | None) -> None:
+        states = [self.state[p] for p in group["params"]]
         adamw(
-            [to_local(p) for p in parameters],
-            _gradients(parameters),
+            [to_local(p) for p in group["params"]],
+            [to_local(p.grad) for p in group["params"]],
             [to_local(state["exp_avg"]) for state in states],
             [to_local(state["exp_avg_sq"]) for state in states],
             [],
@@ -117,8 +112,8 @@ class AdamW(Optimizer):
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=lr,
-            weight_decay=weight_decay,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
             eps=1e-8,
             maximize=False,
         )
@@ -143,11 +138,13 @@ class Muon(Optimizer):
         """The average of the gradient."""
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def _update(
-        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor | None
-    ) -> None:
-        for same in _by_shape(parameters):
-            gradients = _gradients(same)
+    def _update(self, group: dict[str, Any], skip: Tensor | None) -> None:
+        lr, weight_decay = group["lr"], group["weight_decay"]
+        by_shape: dict[tuple[int, ...], list[Any]] = defaultdict(list)  # a matrix and its transpose are one
+        for p in group["params"]:
+            by_shape[tuple(sorted(p.shape))].append(p)
+        for same in by_shape.values():
+            gradients = [to_local(p.grad) for p in same]
             buffers = [to_local(self.state[p]["momentum_buffer"]) for p in same]
             if skip is not None:  # averaging a buffer with itself leaves it as it is
                 gradients = [torch.where(skip, b, g) for b, g in zip(buffers, gradients, strict=True)]
@@ -156,7 +153,8 @@ class Muon(Optimizer):
             updates = torch._foreach_lerp(gradients, buffers, self.momentum)
             # Orthogonalise the full matrices, all of one shape at once: (N, rows, columns), rows <= columns.
             full = [gather_like(u, p) for u, p in zip(updates, same, strict=True)]
-            moves = orthogonalize(torch.stack([_wide(u) for u in full]), self.dtype)
+            wide = [u if u.shape[0] <= u.shape[1] else u.mT for u in full]
+            moves = orthogonalize(torch.stack(wide), self.dtype)
             shrink = torch.full((), 1 - lr * weight_decay, device=moves.device)
             if skip is not None:
                 moves, shrink = moves * ~skip, torch.where(skip, 1.0, shrink)
@@ -190,21 +188,6 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: i
         gram = x @ x.mT  # (N, rows, rows): cheapest where rows are the shorter side
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [to_local(p.grad) for p in parameters if p.grad is not None]  # every parameter of a GPT has one
-
-
-def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    groups: dict[torch.Size, list[Tensor]] = {}
-    for p in parameters:
-        groups.setdefault(_wide(p).shape, []).append(p)
-    return list(groups.values())
 
 
 def learning_rate_factor(config: OptimConfig, step: int, max_steps: int) -> float:

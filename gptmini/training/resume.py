@@ -11,7 +11,7 @@ from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, ModelConfig
 from gptmini.data.token_files import TokenData
 from gptmini.distributed.context import DistributedContext, copy_full_
-from gptmini.errors import DamagedError, InUseError, UserError
+from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
 from gptmini.schema import validate
 from gptmini.training.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
@@ -25,16 +25,7 @@ def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
         raise UserError(f"train.out_dir = {store.run_folder}: is a file, but a run needs a folder")
     if (store.run_folder / "config.yaml").exists():
         with store.lock():
-            pass
-    _refuse_another_run(store, resume)
-
-
-def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
-    if not resume and (store.run_folder / "config.yaml").exists():
-        raise UserError(
-            f"train.out_dir = {store.run_folder}: holds a run already; "
-            "continue it with --resume (resume=True in Python), or choose another folder"
-        )
+            _refuse_another_run(store, resume)
 
 
 @contextmanager
@@ -48,17 +39,21 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
         return
     try:
         lock = store.lock()
-    except InUseError:
-        raise
     except OSError as error:
-        raise UserError(
-            f"train.out_dir = {store.run_folder}: the folder cannot be made: "
-            f"{error.filename}: {error.strerror}"
-        ) from None
+        reason = f"the folder cannot be made: {error.filename}: {error.strerror}"
+        raise UserError(f"train.out_dir = {store.run_folder}: {reason}") from None
     with lock:
         _refuse_another_run(store, resume)  # again: a faster process may have begun one meanwhile
         store.clean()
         yield
+
+
+def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
+    if not resume and (store.run_folder / "config.yaml").exists():
+        raise UserError(
+            f"train.out_dir = {store.run_folder}: holds a run already; "
+            "continue it with --resume (resume=True in Python), or choose another folder"
+        )
 
 
 @dataclass
@@ -149,8 +144,8 @@ def check_resumable(
     does not. Raises UserError, naming the key, if the checkpoint cannot be continued like this.
     """
     # Through the schema, so that a key or value which was renamed since compares equal to its new name.
-    then_config = validate(Config, saved.config, "the config saved in training/state.json")
-    now, then = _flatten(config), _flatten(then_config)
+    old_config = validate(Config, saved.config, "the config saved in training/state.json")
+    now, then = _flatten(config), _flatten(old_config)
     if {now["model.attention"], then["model.attention"]} == {"eager", "additive"}:
         then["model.attention"] = now["model.attention"]  # the two give the same bits
     changed = [key for key in now if now[key] != then[key]]

@@ -51,7 +51,9 @@ class Runtime:
 
     def environment(self) -> dict[str, str]:
         """Everything outside the config that the bits of a result depend on."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        # CPUs that share an instruction set (as PyTorch uses it, such as AVX2) give equal bits.
+        is_cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if is_cuda else torch.backends.cpu.get_cpu_capability()
         return {
             "torch": torch.__version__,
             "device": f"{self.device.type} ({name})",
@@ -85,19 +87,15 @@ def start_runtime(config: RuntimeConfig, distributed: DistributedContext | None 
 
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
-    elif several:  # torchrun sets one thread per process; share the cores instead
-        torch.set_num_threads(max(1, _cores() // distributed.local_world_size))
+    elif several:  # torchrun sets one thread per process; share the cores that it may use instead
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // distributed.local_world_size))
     if device.type == "cpu":
-        saves_memory = distributed.sharded or config.activation_checkpointing
-        tune_malloc(keep=not saves_memory)
+        tune_malloc(keep=not (distributed.sharded or config.activation_checkpointing))  # else save memory
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: float32 range, 10 mantissa bits, tensor cores
     return Runtime(device, precision, torch.get_num_threads(), config.compile, distributed)
-
-
-def _cores() -> int:
-    """CPU cores this process may use; macOS and Windows report only how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tune_malloc(keep: bool) -> None:
@@ -133,11 +131,6 @@ def _fastest_precision(device: torch.device) -> str:
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "bf16"
     return "fp32"
-
-
-def cpu_name() -> str:
-    """The CPU's instruction set as PyTorch uses it, such as AVX2; machines that share it give equal bits."""
-    return torch.backends.cpu.get_cpu_capability()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
