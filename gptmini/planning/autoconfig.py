@@ -1,9 +1,7 @@
 """A config for `gptmini train` without a CONFIG.yaml: chosen for the text, this machine and the minutes.
 
-The model's size follows from this machine's throughput, which is measured, and from the size of the text.
-A dry run then times real training steps, and `train.max_steps` becomes what fits into the minutes. All of
-this is decided before step 1 and written to the config, so the run is like any other: its YAML repeats it,
-and a resumed run keeps its learning rate schedule.
+All is decided before step 1 and written to the config, so the run is like any other: its YAML repeats it, and
+a resumed run keeps its learning rate schedule.
 """
 
 import glob
@@ -75,13 +73,13 @@ def choose_config(
     the run's saved config is used. Raises UserError for a corpus or an override that cannot be used.
     """
     given = load_config(None, overrides)
-    values: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus), **overrides}
-    saved = Path(values["train.out_dir"]) / "config.yaml"
-    if resume and saved.is_file():
-        return load_config(saved, overrides)
+    chosen: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus)}
+    run_folder = Path((chosen | overrides)["train.out_dir"])
+    if resume and (run_folder / "config.yaml").is_file():
+        return load_config(run_folder / "config.yaml", overrides)
     if minutes is not None and "train.max_steps" in overrides:
         raise UserError("--minutes and --train.max-steps were both given: leave one out")
-    refuse_used_folder(CheckpointStore(Path(values["train.out_dir"]), keep=1), resume)
+    refuse_used_folder(CheckpointStore(run_folder, keep=1), resume)
     runtime = start_runtime(given.runtime)
     seconds = 60 * (minutes or MINUTES)
 
@@ -95,14 +93,11 @@ def choose_config(
 
     # 2. The largest model that this machine can train on that text in the time.
     size, tokens = choose_size(text_bytes, seconds, lambda size: _tokens_per_second(size, runtime))
-    chosen = choose_values(size, tokens, text_bytes) | {"model.attention": _attention(size, runtime)}
+    chosen |= choose_values(size, tokens, text_bytes) | {"model.attention": _attention(size, runtime)}
     if given.tokenizer.kind != "bpe" or given.tokenizer.folder is not None:
         del chosen["tokenizer.vocab_size"]  # only a new BPE has a size to choose
-    values = {**chosen, **values}
-    config = load_config(None, values)
-    values["train.micro_batch_size"] = _micro_batch_size(config, runtime)
-    values |= overrides
-    config = load_config(None, values)
+    chosen["train.micro_batch_size"] = _micro_batch_size(load_config(None, chosen | overrides), runtime)
+    config = load_config(None, chosen | overrides)
 
     # 3. As many steps as fit: what is left of the time, divided by the time of a step.
     warning = ""
@@ -110,13 +105,13 @@ def choose_config(
         model, data = build_model_and_data(config, runtime, quiet)
         step_seconds, overhead_seconds = dry_run(config, runtime, model, data, seconds)
         left = seconds - (time.monotonic() - started) - reading_seconds - overhead_seconds
-        values |= {**choose_steps(int(left / step_seconds)), **overrides}
+        chosen |= choose_steps(int(left / step_seconds))
+        config = load_config(None, chosen | overrides)
         if left < step_seconds:
             warning = (
                 "\nwarning: preparing the text and the dry run took all of the time, so the run is one step "
                 "long; the prepared text is cached, so try again, or with more --minutes\n"
             )
-        config = load_config(None, values)
     if not quiet:
         chosen_yaml = dump_config(config, complete=False)
         print(f"chosen for {seconds / 60:g} minutes on {runtime}:\n\n{chosen_yaml}{warning}")
@@ -205,16 +200,10 @@ def dry_run(
 
 def _tokens_per_second(size: Size, runtime: Runtime) -> float:
     """Training throughput of a model of this size, with batches of about 4096 tokens."""
-    config = load_config(
-        None,
-        {
-            **{f"model.{key}": value for key, value in size._asdict().items()},
-            "model.attention": _attention(size, runtime),
-            "optim.optimizer": "muon",
-            "train.batch_size": max(4, 4096 // size.context_length),
-        },
-    )
-    return measure_throughput(config, 256, runtime, 0.3)
+    values: dict[str, Any] = {f"model.{key}": value for key, value in size._asdict().items()}
+    values |= {"model.attention": _attention(size, runtime), "optim.optimizer": "muon"}
+    values |= {"train.batch_size": max(4, 4096 // size.context_length)}
+    return measure_throughput(load_config(None, values), 256, runtime, 0.3)
 
 
 def measure_throughput(config: Config, vocab_size: int, runtime: Runtime, seconds: float) -> float:
@@ -253,17 +242,15 @@ def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
     memory = 4 << 30
     if runtime.device.type == "cuda":
         memory = torch.cuda.get_device_properties(runtime.device).total_memory
-    size = config.train.batch_size
     model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 1, **config.model.model_dump())
-
-    def needed_bytes(size: int) -> int:
+    size = config.train.batch_size
+    while True:
         train = config.train.model_copy(update={"micro_batch_size": size})
-        memory = estimate(config.model_copy(update={"train": train}), model, None, runtime.precision).memory
-        return memory.activations + memory.logits
-
-    while size % 2 == 0 and needed_bytes(size) > MEMORY_FRACTION * memory:
+        config = config.model_copy(update={"train": train})
+        needed = estimate(config, model, None, runtime.precision).memory
+        if size % 2 == 1 or needed.activations + needed.logits <= MEMORY_FRACTION * memory:
+            return None if size == config.train.batch_size else size
         size //= 2
-    return None if size == config.train.batch_size else size
 
 
 def _run_folder(corpus: str | tuple[str, ...]) -> str:

@@ -11,7 +11,6 @@ from gptmini.data.tokenizers.byte_pair import BPE_VOCAB_SIZE
 from gptmini.training.estimate import Memory, estimate, mebibytes, micro_batch_size_per_rank
 
 GPT2_VOCAB_SIZE = 50257
-ASSUMED_CHARACTERS = 256  # the vocabulary of kind chars before the text has been read
 
 
 def describe(
@@ -25,14 +24,13 @@ def describe(
     train = config.train
     micro = micro_batch_size_per_rank(train, world_size)
     data = find_prepared(config.data, config.tokenizer) if train.init_from is None else None
-    vocab_size = data.meta.vocab_size if data else expected_vocab_size(config)
+    vocab_size = data.meta.vocab_size if data else _expected_vocab_size(config)
     model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
     corpus_tokens = data.meta.train_tokens if data else None
 
     precisions = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
     plans = {name: estimate(config, model, corpus_tokens, name, world_size) for name in precisions}
     run = plans[precisions[0]]
-    flops = run.flops_per_token * run.tokens
     shape = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"
     estimated = "" if data else " (expected: the corpus has not been prepared yet)"
     yield f"parameters        {run.parameters:,}"
@@ -42,11 +40,11 @@ def describe(
     yield f"tokens            {run.tokens:,} in {train.max_steps:,} steps"
     if run.epochs is not None:
         yield f"epochs            {run.epochs:.1f} of {corpus_tokens:,} training tokens"
-    yield f"FLOPs             {flops:.3g}; {run.flops_per_token:.3g} per token"
+    yield f"FLOPs             {run.flops_per_token * run.tokens:.3g}; {run.flops_per_token:.3g} per token"
     if tokens_per_second is not None:
         yield _hours(run.tokens, tokens_per_second)
     yield ""
-    yield from memory_table({name: planned.memory for name, planned in plans.items()})
+    yield from _memory_table({name: planned.memory for name, planned in plans.items()})
     if run.warning:
         yield f"\nwarning: {run.warning}"
     if measure:
@@ -74,27 +72,18 @@ def _hours(tokens: int, tokens_per_second: float) -> str:
     return f"hours             {shown} at {tokens_per_second:,.0f} tokens/s"
 
 
-def expected_vocab_size(config: Config) -> int:
-    """The vocabulary's size before the corpus has been read; for kind chars a guess.
-
-    >>> expected_vocab_size(Config.model_validate({"tokenizer": {"kind": "gpt2"}}))
-    50257
-    """
+def _expected_vocab_size(config: Config) -> int:
+    """The vocabulary's size before the corpus has been read; for kind chars a guess."""
     if config.train.init_from is not None:
         folder = Path(config.train.init_from)
         steps = sorted(folder.glob("checkpoints/step-*"))
         found = load_tokenizer(steps[-1] if steps else folder) if folder.is_dir() else None
         return found.vocab_size if found else GPT2_VOCAB_SIZE
-    sizes = {
-        "gpt2": GPT2_VOCAB_SIZE,
-        "bpe": config.tokenizer.vocab_size or BPE_VOCAB_SIZE,
-        "bytes": 257,
-        "chars": ASSUMED_CHARACTERS,
-    }
-    return sizes[config.tokenizer.kind]
+    bpe = config.tokenizer.vocab_size or BPE_VOCAB_SIZE
+    return {"gpt2": GPT2_VOCAB_SIZE, "bpe": bpe, "bytes": 257, "chars": 256}[config.tokenizer.kind]
 
 
-def memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
+def _memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
     """Lines of a table: what takes how much memory on a rank, with a column for each precision."""
     labels = {
         "gathered": "gathered layers",
