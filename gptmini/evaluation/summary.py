@@ -21,7 +21,6 @@ from gptmini.training.runtime import start_runtime
 
 SAMPLES, SAMPLE_TOKENS = 16, 256
 COMPARED_BYTES = 8 << 20  # of the validation text, searched for in all of the training text
-EXCERPT_CHARACTERS = 70
 
 
 def evaluate_checkpoint(
@@ -126,10 +125,5 @@ def _memorization_lines(model: GPT, data: TokenData) -> Iterator[str]:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a text, on one line.
-
-    >>> _excerpt("two\\nlines")
-    "'two\\\\nlines'"
-    """
-    limit = EXCERPT_CHARACTERS
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+    """The beginning of a text, on one line."""
+    return repr(text if len(text) <= 70 else text[:67] + "...")

@@ -73,7 +73,11 @@ def _hours(tokens: int, tokens_per_second: float) -> str:
 
 
 def _expected_vocab_size(config: Config) -> int:
-    """The vocabulary's size before the corpus has been read; for kind chars a guess."""
+    """The vocabulary's size before the corpus has been read; for kind chars a guess.
+
+    >>> _expected_vocab_size(Config.model_validate({"tokenizer": {"kind": "gpt2"}}))
+    50257
+    """
     if config.train.init_from is not None:
         folder = Path(config.train.init_from)
         steps = sorted(folder.glob("checkpoints/step-*"))
