@@ -5,7 +5,6 @@ depends on the short text only.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,18 +16,11 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # of the hashes: any large odd number
 INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
 
 
-class SharedRun(NamedTuple):
-    """The longest substring of a text that another text contains."""
-
-    text: str
-    start: int  # byte offset in the shorter text
-
-
-def longest_shared_run(text: bytes, blocks: Iterable[bytes]) -> SharedRun:
+def longest_shared_run(text: bytes, blocks: Iterable[bytes]) -> str:
     """The longest run of characters of `text` that the concatenated `blocks` contain too.
 
     >>> longest_shared_run("to be or not to bé".encode(), ["is it not t".encode(), "o bè like".encode()])
-    SharedRun(text=' not to b', start=8)
+    ' not to b'
     """
     best, start = 0, 0
     previous = b""  # the end of the blocks so far: a run may cross the border
@@ -41,9 +33,8 @@ def longest_shared_run(text: bytes, blocks: Iterable[bytes]) -> SharedRun:
                 best, start, step = best + step, found, 2 * step
             if step == 1:
                 break
-        previous = window[max(0, len(window) - max(len(text), 1)) :]
-    whole_characters = text[start : start + best].decode("utf-8", errors="ignore")
-    return SharedRun(whole_characters, start)
+        previous = window[-max(1, len(text)) :]
+    return text[start : start + best].decode("utf-8", errors="ignore")  # whole characters
 
 
 def copied_fraction(text: bytes, blocks: Iterable[bytes]) -> float:
@@ -60,7 +51,7 @@ def copied_fraction(text: bytes, blocks: Iterable[bytes]) -> float:
     for block in blocks:
         window = previous + block
         copied |= np.isin(unique, np.unique(_hashes(window, COPIED_BYTES)), assume_unique=True)
-        previous = window[max(0, len(window) - COPIED_BYTES + 1) :]
+        previous = window[-COPIED_BYTES:]
     # A copied substring covers COPIED_BYTES bytes: the bytes from n - COPIED_BYTES + 1 starts to all n.
     covered = np.convolve(copied[unique_index], np.ones(COPIED_BYTES)) > 0.5
     return float(covered.mean())

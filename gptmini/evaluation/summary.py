@@ -117,7 +117,7 @@ def _memorization_lines(model: GPT, data: TokenData) -> Iterator[str]:
     # A longer text has a longer run in common by chance, so both are of the same size.
     for name, text in (("samples", samples), ("validation text", val[: len(samples)])):
         run = longest_shared_run(text, text_blocks(data.train, data.tokenizer))
-        yield f"  of {name:17} {len(run.text)} characters: {_excerpt(run.text)}"
+        yield f"  of {name:17} {len(run)} characters: {_excerpt(run)}"
     yield f"fraction that lies in copied runs of {COPIED_BYTES} bytes or more"
     for name, text in (("samples", samples), (f"{len(val):,} bytes of validation text", val)):
         fraction = copied_fraction(text, text_blocks(data.train, data.tokenizer))
