@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -150,3 +151,15 @@ def test_a_damaged_line_is_named_and_a_text_that_is_gone_is_noted(folder, monkey
         file.write("{}\n")
     assert main(["report", "first"]) == 4
     assert "first/metrics.jsonl: line 9 is not what a run writes" in capsys.readouterr().err
+
+
+def test_the_nan_of_a_diverged_run_leaves_a_gap_in_its_curve(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "runs" / "first", tmp_path / "first")
+    metrics = tmp_path / "first" / "metrics.jsonl"
+    *_, last = read_metrics(metrics)
+    with open(metrics, "a") as file:
+        file.write(json.dumps({**last, "loss": math.nan, "bits_per_byte": math.inf}) + "\n")
+    assert main(["report", "first"]) == 0
+    (run,) = content_of((tmp_path / "report.html").read_text(encoding="utf-8"))["runs"]
+    assert (run["metrics"][-1]["loss"], run["metrics"][-1]["bits_per_byte"]) == (None, None)

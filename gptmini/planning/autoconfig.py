@@ -8,7 +8,7 @@ import glob
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ PARAMETERS_PER_TEXT_TOKEN = 32  # a larger model memorizes the text, even with d
 
 
 def choose_config(
-    overrides: Mapping[str, Any], minutes: float | None, *, resume: bool, quiet: bool, started: float
+    overrides: dict[str, Any], minutes: float | None, *, resume: bool, quiet: bool, started: float
 ) -> Config:
     """The config of `gptmini train` without a CONFIG.yaml; the dotted keys in `overrides` are not chosen.
 
