@@ -157,9 +157,5 @@ def _download(name: str, corpus: NamedCorpus) -> Path:
 
 
 def _read_zip(path: Path, member: str) -> Iterator[Document]:
-    def blocks() -> Iterator[bytes]:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-
-    yield Document(f"{path}/{member}", blocks())
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        yield Document(f"{path}/{member}", iter(partial(file.read, BLOCK_BYTES), b""))

@@ -16,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -104,8 +104,7 @@ def read_documents(path: Path, text_field: str) -> Iterator[Document]:
 def read_blocks(path: Path) -> Iterator[bytes]:
     """A file's bytes, those of a .gz unpacked. Raises UserError where it cannot be read."""
     with _open(path) as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
+        yield from iter(partial(file.read, BLOCK_BYTES), b"")
 
 
 def split_documents(path: Path, separator: bytes) -> Iterator[Document]:
@@ -142,9 +141,6 @@ def _standard_input() -> IO[bytes]:
     file = tempfile.TemporaryFile()  # noqa: SIM115 (open until this process ends)
     shutil.copyfileobj(sys.stdin.buffer, file, BLOCK_BYTES)
     return file
-
-
-# ---------------------------------------------------------------------------------------- formats
 
 
 def _suffix(path: Path) -> str:

@@ -16,7 +16,7 @@ from tiktoken_ext import openai_public
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
 from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import Model, TokenizerFile
+from gptmini.data.tokenizers.hf_files import TokenizerFile
 from gptmini.errors import DamagedError, UserError
 
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
@@ -112,8 +112,6 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         ends = ids == len(self.tokens)
         return ids[~ends] if self.end_of_text is None else np.where(ends, np.uint32(self.end_of_text), ids)
 
-    # ------------------------------------------------------------------------------------ files
-
     def _file_entries(self) -> dict[str, Any]:
         vocabulary = {_to_unicode(token): i for i, token in enumerate(self.tokens) if token}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -136,14 +134,28 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
     @classmethod
     def _from_file(cls, file: TokenizerFile) -> Tokenizer:
         model, path = file.model, file.path
-        if not _works_like_gpt2(file, model):
+        pre_tokenizer = file.pre_tokenizer or {}
+        # all that would give other ids than GPT-2's rule gives with these merges
+        differences = [
+            pre_tokenizer.get("type") != "ByteLevel",
+            pre_tokenizer.get("add_prefix_space"),
+            not pre_tokenizer.get("use_regex", True),
+            file.normalizer,
+            model.dropout,
+            model.continuing_subword_prefix,
+            model.end_of_word_suffix,
+            model.byte_fallback,
+            model.ignore_merges,
+            not all(token.special for token in file.added_tokens),
+        ]
+        if any(differences):
             raise UserError(
                 f"{path}: not a byte-level BPE tokenizer like GPT-2's, and no other kind can be read"
             )
         if model.merges is None:
             raise DamagedError(f"{path}: not a tokenizer: model.merges is missing")
         ids = file.ids()
-        made = {character: bytes([byte]) for byte, character in enumerate(_CHARACTER_OF_BYTE)}
+        made = dict(_BYTE_OF_CHARACTER)
         for character in made.keys() - ids.keys():
             raise DamagedError(f"{path}: byte 0x{made[character].hex()} has no id")
 
@@ -174,23 +186,6 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         return cls(tokens, merges, special_tokens, end_of_text)
 
 
-def _works_like_gpt2(file: TokenizerFile, model: Model) -> bool:
-    """Whether nothing in the file gives other ids than GPT-2's rule gives with these merges."""
-    pre_tokenizer = file.pre_tokenizer or {}
-    return (
-        pre_tokenizer.get("type") == "ByteLevel"
-        and not pre_tokenizer.get("add_prefix_space")
-        and bool(pre_tokenizer.get("use_regex", True))
-        and not file.normalizer
-        and not model.dropout
-        and not model.continuing_subword_prefix
-        and not model.end_of_word_suffix
-        and not model.byte_fallback
-        and not model.ignore_merges
-        and all(token.special for token in file.added_tokens)
-    )
-
-
 def _split_long_words(text: str) -> str:
     """A line break after 1000 characters without whitespace: learning is quadratic in a word's length."""
     return re.sub(r"(\S{1000})(?=\S)", r"\1\n", text)
@@ -207,7 +202,7 @@ def _bytes_as_characters() -> list[str]:
 
 
 _CHARACTER_OF_BYTE = _bytes_as_characters()
-_BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(_CHARACTER_OF_BYTE)}
+_BYTE_OF_CHARACTER = dict(zip(_CHARACTER_OF_BYTE, BYTES, strict=True))
 
 
 def _to_unicode(token: bytes) -> str:
@@ -215,4 +210,4 @@ def _to_unicode(token: bytes) -> str:
 
 
 def _from_unicode(text: str) -> bytes:
-    return bytes([_BYTE_OF_CHARACTER[character] for character in text])
+    return b"".join([_BYTE_OF_CHARACTER[character] for character in text])

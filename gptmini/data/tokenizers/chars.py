@@ -1,8 +1,7 @@
 """One id for each character of a text.
 
-Differs from base.py in its tokens: single characters, in the order of their code points, so a text has as
-many ids as characters. A character that the training text did not have is an error, unless `byte_fallback`
-adds the 256 bytes as tokens.
+Differs from base.py in its tokens: single characters, in the order of their code points. A character that the
+training text did not have is an error, unless `byte_fallback` adds the 256 bytes as tokens.
 """
 
 import unicodedata
@@ -54,30 +53,21 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises UserError naming a character that the corpus did not have."""
-        ids = self._look_up(text)
-        if (ids < 0).any():
-            raise UserError(f"{self._unknown(text[(ids < 0).argmax()])}; leave it out")
-        return ids.tolist()
+        return self._look_up(text).tolist()
 
     def encode_chunk(self, chunk: Chunk) -> np.ndarray:
         """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
-        text = chunk.text()
-        ids = self._look_up(text)
-        if (ids < 0).any():
-            place = int((ids < 0).argmax())
-            raise UserError(
-                f"{chunk.source}: byte {chunk.offset + len(text[:place].encode())}: "
-                f"{self._unknown(text[place])}; use tokenizer.kind = bpe or bytes, which know them all"
-            )
-        return ids.astype(np.uint32)
+        return self._look_up(chunk.text(), chunk).astype(np.uint32)
 
-    def _look_up(self, text: str) -> np.ndarray:
-        """int64 ids; -1 for an unknown character, or the ids of its bytes with `byte_fallback`."""
+    def _look_up(self, text: str, chunk: Chunk | None = None) -> np.ndarray:
+        """int64 ids of a text; `chunk` is where it comes from, for the error."""
         code_points = _code_points(text)
         ids = self._id_of_code_point[code_points]
         unknown = ids < 0
-        if not (self.byte_fallback and unknown.any()):
+        if not unknown.any():
             return ids
+        if not self.byte_fallback:
+            raise self._unknown_character(text, int(unknown.argmax()), chunk)
         # make room: an unknown character takes as many ids as it has bytes in UTF-8
         utf8_lengths = 1 + np.searchsorted([0x80, 0x800, 0x10000], code_points, side="right")
         widths = np.where(unknown, utf8_lengths, 1)
@@ -88,29 +78,33 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
         ids[np.repeat(unknown, widths)] = len(self.characters) + bytes_of_unknown.astype(np.int64)
         return ids
 
-    def _unknown(self, character: str) -> str:
+    def _unknown_character(self, text: str, position: int, chunk: Chunk | None) -> UserError:
+        place, advice = "", "leave it out"
+        if chunk is not None:
+            place = f"{chunk.source}: byte {chunk.offset + len(text[:position].encode())}: "
+            advice = "use tokenizer.kind = bpe or bytes, which know them all"
+        character = text[position]
         name = unicodedata.name(character, "a character without name")
-        return (
-            f"the character {character!r} (U+{ord(character):04X}, {name}) is not among the "
-            f"{len(self.characters)} characters of this tokenizer"
+        return UserError(
+            f"{place}the character {character!r} (U+{ord(character):04X}, {name}) is not among the "
+            f"{len(self.characters)} characters of this tokenizer; {advice}"
         )
-
-    # ------------------------------------------------------------------------------------ files
 
     def _file_entries(self) -> dict[str, Any]:
         vocabulary = {character: i for i, character in enumerate(self.characters)}
-        every_character = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
+        every_character = {
+            "type": "Split",
+            "pattern": {"Regex": r"[\s\S]"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
         model: dict[str, Any] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": END_OF_TEXT}
         decoder: dict[str, Any] = {"type": "Fuse"}
         if self.byte_fallback:  # byte pairs without merges: a character, or else its bytes
             vocabulary |= {name: len(self.characters) + byte for byte, name in enumerate(BYTE_TOKENS)}
             model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True}
             decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, decoder]}
-        return {
-            "pre_tokenizer": {**every_character, "invert": False},
-            "decoder": decoder,
-            "model": model,
-        }
+        return {"pre_tokenizer": every_character, "decoder": decoder, "model": model}
 
     @classmethod
     def _from_file(cls, file: TokenizerFile) -> Tokenizer:
