@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_documents import texts
 
-from gptmini.data import documents
+from gptmini.data import datasets, documents
 from gptmini.data.corpus import open_corpus
 from gptmini.data.datasets import NAMED, NamedCorpus, cache_folder, list_named
 from gptmini.data.python_docs import python_docs
@@ -164,6 +164,12 @@ def test_a_download_with_another_digest_is_refused(server, offer, on_hub):
     with pytest.raises(UserError, match=r"cannot be downloaded \(ValueError"):
         open_corpus("served")
     assert not (cache_folder() / "served.txt").exists()
+
+
+def test_a_file_of_the_hub_is_looked_for_under_the_name_that_the_download_gives_it():
+    on_the_hub = {name: datasets._HUB_URL.fullmatch(corpus.url) for name, corpus in NAMED.items()}
+    names = [name for name, url in on_the_hub.items() if url and url[3] in NAMED[name].names]
+    assert names == ["tiny-stories", "fineweb-edu"]
 
 
 def test_without_a_network_the_error_says_what_to_fetch_and_what_works(monkeypatch):
