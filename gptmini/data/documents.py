@@ -66,8 +66,8 @@ def find_files(entry: str, key: str) -> list[Path]:
             f"give {STANDARD_INPUT} instead"
         )
     if glob.has_magic(entry):
-        files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [match for match in files if match.is_file()]
+        matches = sorted(glob.glob(str(path), recursive=True))
+        files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
             raise UserError(f"{key} = {entry}: no file matches this pattern")
         return files
@@ -182,12 +182,9 @@ def _json_text(line: bytes, place: str, text_field: str) -> bytes:
         raise UserError(f"{place}: not a line of JSON: {error}") from None
     text = value.get(text_field) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        if not isinstance(value, dict):
-            found = "it is no JSON object"
-        elif text_field in value:
-            found = f"it is {json.dumps(text)}"
-        else:
-            found = f"it has {', '.join(map(str, value))}"
+        found = "it is no JSON object"
+        if isinstance(value, dict):
+            found = f"it is {json.dumps(text)}" if text_field in value else f"it has {', '.join(value)}"
         raise UserError(f"{place}: has no text in the field {text_field}: {found:.200}")
     return text.encode("utf-8", errors="surrogatepass")  # "\ud800" is JSON, but refused later as no UTF-8
 

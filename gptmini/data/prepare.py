@@ -1,7 +1,6 @@
 """Text to tokens: a corpus becomes token files once, in bounded memory and on all cores.
 
-`prepare` opens the corpus, splits it, finds or builds the tokenizer, and encodes both splits, unless the
-cache has the tokens already. Nothing here imports torch.
+Nothing here imports torch.
 """
 
 import itertools

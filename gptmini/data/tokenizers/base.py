@@ -114,19 +114,15 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_chunk(self, chunk: Chunk) -> np.ndarray:
-        """The ids, uint32 (n,), of a chunk of a corpus.
-
-        Raises UserError naming the place where it is not UTF-8, which `bytes` accepts, or where a character
-        has no id.
-        """
+        """The ids, uint32 (n,), of a chunk of a corpus; UserError names the place of what has none."""
 
     def encode_chunks(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """The ids, uint32 (n,), of chunks in their order, with the end of text behind each document."""
-        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.uint32)
         parts = []
         for chunk in chunks:
             parts.append(self.encode_chunk(chunk))
-            parts.append(end if chunk.ends_document else end[:0])
+            if chunk.ends_document and self.end_of_text is not None:
+                parts.append(np.array([self.end_of_text], dtype=np.uint32))
         return np.concatenate(parts)
 
     def decode(self, ids: Any) -> str:

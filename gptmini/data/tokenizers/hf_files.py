@@ -52,10 +52,9 @@ class TokenizerFile(_Json):
     @property
     def kind(self) -> str:
         """The kind of tokenizer that the file describes: chars or bpe."""
-        model = self.model
         # with a byte fallback, characters are written as byte pairs that never merge
-        is_chars = model.type == "WordLevel" or (model.byte_fallback and not model.merges)
-        return "chars" if is_chars else "bpe"
+        never_merges = self.model.byte_fallback and not self.model.merges
+        return "chars" if self.model.type == "WordLevel" or never_merges else "bpe"
 
     def ids(self) -> dict[str, int]:
         """The id of every token, added ones included. Raises DamagedError unless they count from 0."""
@@ -75,8 +74,7 @@ class _TokenizerConfigFile(_Json):
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     """What a folder's tokenizer.json holds, or else its vocab.json and merges.txt; None without either.
 
-    Raises DamagedError where a file is broken, and UserError where it cannot be read or describes a tokenizer
-    of another kind.
+    Raises DamagedError where a file is broken, UserError where it cannot be read or is of another kind.
     """
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if not vocab.is_file():  # then OpenAI's own names
