@@ -26,9 +26,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such config file; gptmini configs lists those that come with gptmini"
-        ) from None
+        raise UserError(f"{path}: no such config file; `gptmini configs` lists gptmini's own") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -68,22 +66,19 @@ class _Yaml12Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
         if getattr(event, "tag", None):
-            raise yaml.composer.ComposerError(
-                None, None, f"tags such as {event.tag} are not used in a config", event.start_mark
-            )
+            problem = f"tags such as {event.tag} are not used in a config"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            mark = key_node.start_mark
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=mark)
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {format_value(key_node.value)} is given twice", key_node.start_mark
-                )
+                problem = f"key {format_value(key_node.value)} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
             seen.add(key_node.value)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
@@ -109,7 +104,7 @@ for _tag, _pattern, _first in [
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
     if len(text) > 20:  # so that counts, and products of a few of them, are numbers that floats can hold
-        raise yaml.constructor.ConstructorError(None, None, "number is too long", node.start_mark)
+        raise yaml.MarkedYAMLError(problem="number is too long", problem_mark=node.start_mark)
     return int(text)
 
 
@@ -121,7 +116,3 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _Yaml12Dumper.add_representer(str, _represent_text)
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Yaml12Loader.add_constructor(
-    "tag:yaml.org,2002:float",
-    lambda loader, node: float(re.sub(r"(?i)\.(inf|nan)", r"\1", str(node.value))),
-)

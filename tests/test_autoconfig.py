@@ -73,7 +73,7 @@ def test_what_the_user_gives_is_not_chosen(text):
     ("args", "message"),
     [
         ("--minutes 1 --train.max-steps 5", "--minutes and --train.max-steps were both given"),
-        ("my.yaml --minutes 1", "--minutes is for runs without a CONFIG.yaml"),
+        ("my.yaml --minutes 1", "--minutes is for runs without a size: with a CONFIG.yaml"),
         ("--minutes 0", "--minutes = 0: needs a number above 0"),
         ("--minutes soon", "--minutes = 'soon': needs a number above 0"),
     ],

@@ -19,7 +19,7 @@ import gptmini
 from gptmini.checkpoint.manifest import append_checksum
 from gptmini.cli.commands import COMMANDS
 from gptmini.cli.main import main
-from gptmini.cli.options import accepts_one, parse_options
+from gptmini.cli.options import parse_options
 from gptmini.config import Config, load_config
 from gptmini.data.datasets import NAMED
 from gptmini.errors import UserError
@@ -238,7 +238,7 @@ def test_a_word_on_the_command_line_means_what_it_means_in_the_file(tmp_path):
     for key, node in flatten_schema(Config).items():
         for word in args:
             stays_text = accepts_text(node) and not isinstance(parse_yaml(word), str)
-            becomes_a_list = not accepts_one(node) and not isinstance(parse_yaml(word), list)
+            becomes_a_list = node.get("type") == "array" and not isinstance(parse_yaml(word), list)
             if not stays_text and not becomes_a_list:
                 section, name = key.split(".")
                 path.write_text(f"{section}:\n  {name}: {word}\n")
@@ -265,6 +265,7 @@ def test_options_are_read_in_every_way_they_may_be_written():
     assert read("--optim.betas=[0.9, 0.99]")[1] == {"optim.betas": [0.9, 0.99]}
     assert read("--optim.lr", "-1", "--model.bias", "false")[1] == {"optim.lr": -1, "model.bias": False}
     assert read("--train.out-dir=--odd=")[1] == {"train.out_dir": "--odd="}
+    assert read("--data.text-field=--")[1] == {"data.text_field": "--"}
     assert read("--train.out-dir", "-odd", "-a")[0] == ["-a"]  # only -- begins an option
 
 
@@ -408,7 +409,7 @@ MISTAKES = {
     "train --resume=maybe": "--resume = 'maybe': needs true or false",
     "train --model.bias yes": "--model.bias = 'yes': needs true or false",
     "train --model.bias": "--model.bias needs a value: true or false",
-    "train --optim.betas=--": "--optim.betas needs a value: a list of 2 numbers",
+    "train --optim.betas=--": "--optim.betas[0] = '--': needs a number",
     "train --optim.betas 0.9": "--optim.betas = [0.9]: needs a list of 2 numbers",
     "train --optim.lr nan": "--optim.lr = 'nan': needs a number above 0",
     "train --train.max-steps 1 --train.max_step 2": "did you mean --train.max-steps?",
@@ -425,27 +426,27 @@ MISTAKES = {
     "train --model.n-embd 10 --model.n-head 3": "n_embd = 10 must be a multiple of n_head = 3",
     "train --model.attention flash": "--model.attention = 'flash': needs eager, additive or sdpa",
     "train --runtime.device gpu": "--runtime.device = 'gpu': needs auto, cpu, cuda",
-    "train a.yaml b.yaml": "takes one CONFIG.yaml, not 2",
+    "train a.yaml b.yaml": "takes [CONFIG.yaml]; given: a.yaml b.yaml",
     "train missing.yaml": "missing.yaml: no such config file",
     "train --data.corpus nowhere.txt": "data.corpus = nowhere.txt: no such file or folder",
     "train --data.corpus python-doc": "did you mean python-docs?",
-    "generate": "takes one CHECKPOINT",
+    "generate": "takes CHECKPOINT; given: nothing",
     "generate nowhere": "nowhere: no such folder",
     "generate x --temperature -1": "--temperature = -1: needs a number of at least 0",
     "generate x --temperature nan": "--temperature",
     "generate x --top-p 0": "--top-p = 0: needs a number above 0",
     "generate x --top-k 0": "--top-k = 0: needs a whole number of at least 1",
     "generate x --max-new-tokens -1": "--max-new-tokens = -1: needs a whole number of at least 0",
-    "export": "takes one CHECKPOINT",
+    "export": "takes CHECKPOINT; given: nothing",
     "export x --dtype int4": "--dtype = 'int4': needs float32, float16 or q8_0",
     "export x --numbers int4": "--dtype = 'int4': needs",  # its former name
     "export x --format onnx": "--format = 'onnx': needs gguf",
-    "import-nanogpt ckpt.pt": "takes CKPT.pt and OUT, not 1: ckpt.pt",
+    "import-nanogpt ckpt.pt": "takes CKPT.pt OUT; given: ckpt.pt",
     "import-nanogpt ckpt.pt out --force": "unknown option --force",
-    "train --minutes 2 --train.init-from x": "--minutes is for new weights: with train.init_from",
+    "train --minutes 2 --train.init-from x": "--minutes is for runs without a size: with train.init_from",
     "configs python_doc": "no config is called python_doc; did you mean python_docs?",
-    "configs a b": "takes one NAME, not 2",
-    "report": "takes one or more run folders",
+    "configs a b": "takes [NAME]; given: a b",
+    "report": "takes RUN [RUN ...]; given: nothing",
     "report nowhere": "nowhere: not a run folder",
     "import-nanogpt nowhere.pt out": "nowhere.pt: no such file",
     "generate x --prompt a --prompt-file b": "both given",

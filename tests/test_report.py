@@ -128,7 +128,7 @@ def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "takes one or more run folders"),
+        ([], "takes RUN [RUN ...]; given: nothing"),
         (["nowhere"], "nowhere: not a run folder"),
         (["runs/first", "runs/first"], "the same run is given twice"),
     ],

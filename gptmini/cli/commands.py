@@ -1,4 +1,5 @@
-"""What each command does: its options as a schema, and a function that calls the package that does the work.
+"""What each command does: its options as a schema, and a function that calls the package that does the work
+and returns the lines to print.
 
 Imports that bring torch stand inside the functions, so help and config errors do not wait for it.
 """
@@ -6,10 +7,10 @@ Imports that bring torch stand inside the functions, so help and config errors d
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from gptmini.cli.options import Command, completion_script
@@ -17,8 +18,7 @@ from gptmini.config import Device, PathText, load_config
 from gptmini.errors import UserError
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.schema import Section, did_you_mean
-
-# --------------------------------------------------------------------------- train, prepare, plan: a config
+from gptmini.yaml_io import dump_yaml
 
 
 class TrainFlags(Section):
@@ -37,20 +37,15 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
     Without a CONFIG.yaml, sizes and steps are chosen for the text, this machine and the minutes.
     """
     started = time.monotonic()
-    path = args[0] if args else None
-    config = load_config(path, overrides)
-    if path is not None and flags.minutes is not None:
-        raise UserError(
-            f"--minutes is for runs without a CONFIG.yaml: in {path}, train.max_steps says how long"
-        )
-    from_weights = config.train.init_from is not None  # which have a size of their own
-    if from_weights and flags.minutes is not None:
-        raise UserError("--minutes is for new weights: with train.init_from, train.max_steps says how long")
+    config = load_config(args[0] if args else None, overrides)
+    # Sizes are chosen where neither a file nor weights to start from say them.
+    given = "a CONFIG.yaml" if args else "train.init_from" if config.train.init_from else None
+    if given and flags.minutes is not None:
+        raise UserError(f"--minutes is for runs without a size: with {given}, train.max_steps says how long")
     from gptmini.training.signals import exit_at_once
 
     with exit_at_once():  # until training handles signals itself
-        # Without a file or weights to start from, measure this machine and choose the sizes.
-        if path is None and not from_weights:
+        if given is None:
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
             from gptmini.planning.autoconfig import choose_config
@@ -73,18 +68,18 @@ class PrepareFlags(Section):
     )
 
 
-def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> None:
+def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> Iterable[str]:
     """Tokenize the corpus of a config, as training would, and print what it holds."""
     if flags.list:
         from gptmini.data.datasets import list_named
 
-        print(list_named())
+        yield list_named()
         return
     config = load_config(args[0] if args else None, overrides)
     from gptmini.data.prepare import prepare
 
     data = prepare(config.data, config.tokenizer, config.model.context_length)
-    print(yaml.safe_dump(data.meta.model_dump(mode="json"), sort_keys=False), end="")
+    yield dump_yaml(data.meta.model_dump(mode="json")).strip()
     if flags.stats:
         from gptmini.data.corpus import open_corpus
         from gptmini.evaluation.corpus_statistics import describe
@@ -92,7 +87,7 @@ def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> 
         corpus = open_corpus(config.data.corpus, config.data.text_field, config.data.errors)
         statistics = describe(corpus, data)
         rounded = {name: round(n, 4) if isinstance(n, float) else n for name, n in statistics.items()}
-        print(yaml.safe_dump({"stats": rounded}, sort_keys=False), end="")
+        yield dump_yaml({"stats": rounded}).strip()
 
 
 class PlanFlags(Section):
@@ -105,7 +100,7 @@ class PlanFlags(Section):
     measure: bool = Field(False, description="Run a few steps on this machine to measure speed and memory.")
 
 
-def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> None:
+def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> Iterable[str]:
     """Estimate the memory, operations and hours of a training run before it starts."""
     config = load_config(args[0] if args else None, overrides)
     if flags.measure and (flags.world_size > 1 or flags.tokens_per_second is not None):
@@ -113,11 +108,7 @@ def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> None:
         raise UserError(f"--measure runs one process on this machine, so it does not go with {other}")
     from gptmini.planning.table import describe
 
-    for line in describe(config, flags.world_size, flags.tokens_per_second, measure=flags.measure):
-        print(line, flush=True)
-
-
-# ------------------------------------------------------------------- generate, evaluate, export: a checkpoint
+    return describe(config, flags.world_size, flags.tokens_per_second, measure=flags.measure)
 
 
 class LoadOptions(Section):
@@ -158,16 +149,14 @@ class GenerateOptions(LoadOptions, SamplingOptions):
 def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any]) -> None:
     """Continue a prompt with the model of a checkpoint."""
     precision, prompt = _precision(options), _read_prompt(options)
-    from gptmini.checkpoint.store import load_model
-    from gptmini.distributed.device import find_device
-    from gptmini.generation.cpu_linear import optimize_for_cpu
+    from gptmini.generation.load import load
     from gptmini.generation.repl import Session
     from gptmini.generation.streaming import generate_text, stream
 
-    model, tokenizer = load_model(args[0], str(find_device(options.device)))
+    # An absolute path, so that a mistyped folder is not taken for a model's name on the Hugging Face Hub.
+    model, tokenizer = load(Path(args[0]).absolute(), options.device, precision)
     if tokenizer is None:
         raise UserError(f"{args[0]}: holds no tokenizer, so there are no texts to read or write with it")
-    model = optimize_for_cpu(model, precision)
     keywords = options.model_dump(include={"max_new_tokens", "stop", "seed", *SamplingOptions.model_fields})
     if options.interactive:
         Session(model, tokenizer, prompt, **keywords).run()
@@ -213,7 +202,7 @@ class EvaluateOptions(LoadOptions):
     batch_size: int = Field(32, ge=1, description="Sequences per forward pass.")
 
 
-def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any]) -> None:
+def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Measure how well a checkpoint predicts a text: by default the validation split of its own run.
 
     With --precision bf16 or --quantize int8, also measure what the rounding costs in loss.
@@ -221,15 +210,14 @@ def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any
     precision = _precision(options)
     from gptmini.evaluation.summary import evaluate_checkpoint
 
-    for line in evaluate_checkpoint(
+    return evaluate_checkpoint(
         args[0],
         options.corpus,
         memorization=options.memorization,
         batch_size=options.batch_size,
         device=options.device,
         precision=precision,
-    ):
-        print(line, flush=True)
+    )
 
 
 class ExportOptions(Section):
@@ -244,7 +232,7 @@ class ExportOptions(Section):
     )
 
 
-def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -> None:
+def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Write the model of a checkpoint as one file for other programs."""
     from gptmini.checkpoint.gguf import export_gguf
     from gptmini.checkpoint.store import load_model
@@ -253,17 +241,14 @@ def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -
     if tokenizer is None:
         raise UserError(f"{args[0]}: holds no tokenizer, and {options.format} needs one")
     output = options.output or f"{Path(args[0]).resolve().name}-{options.dtype}.{options.format}"
-    print(export_gguf(Path(output), model, tokenizer, options.dtype))
+    return [export_gguf(Path(output), model, tokenizer, options.dtype)]
 
 
-def import_nanogpt(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
+def import_nanogpt(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
     """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
     from gptmini.checkpoint.nanogpt import convert_nanogpt
 
-    print("\n".join(convert_nanogpt(Path(args[0]), Path(args[1]))))
-
-
-# -------------------------------------------------------------------------------- report, configs, completion
+    return convert_nanogpt(Path(args[0]), Path(args[1]))
 
 
 class ReportOptions(Section):
@@ -273,15 +258,15 @@ class ReportOptions(Section):
     device: Device = Field("auto", description="Device to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
-def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -> None:
+def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Show runs on one HTML page: curves, samples, surprising texts, config."""
     from gptmini.report.page import write_report
 
     notes = write_report(args, Path(options.output), options.device)
-    print("\n".join([f"{options.output}: written", *notes]))
+    return [f"{options.output}: written", *notes]
 
 
-def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
+def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
     """List the configs to start from, or print the one called NAME."""
     # In an installed package the configs lie inside it, in a checkout beside it.
     package = Path(__file__).parent.parent
@@ -289,30 +274,31 @@ def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> Non
     folder = installed if installed.is_dir() else checkout
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
     if not args:
-        for name, text in texts.items():
-            print(f"{name:20} {text.partition('# Purpose:')[2].partition(chr(10))[0].strip()}")
-    elif args[0] in texts:
-        print(texts[args[0]], end="")
-    else:
+        return [
+            f"{name:20} {text.partition('# Purpose:')[2].splitlines()[0].strip()}"
+            for name, text in texts.items()
+        ]
+    if args[0] not in texts:
         raise UserError(f"no config is called {args[0]}{did_you_mean(args[0], texts)}; see gptmini configs")
+    return [texts[args[0]].removesuffix("\n")]
 
 
-def completion(args: list[str], options: Section, overrides: dict[str, Any]) -> None:
+def completion(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
     """Print a script that completes commands, options and paths in your shell."""
     if args[0] not in ("bash", "zsh", "fish"):
         raise UserError(f"gptmini completion takes one of bash, zsh or fish, not {args[0]}")
-    print(completion_script(COMMANDS, args[0]))
+    return [completion_script(COMMANDS, args[0])]
 
 
 COMMANDS = {
-    "train": Command(train, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), TrainFlags, config=True),
-    "generate": Command(generate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), GenerateOptions),
-    "prepare": Command(prepare, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), PrepareFlags, config=True),
-    "plan": Command(plan, "[CONFIG.yaml]", "one CONFIG.yaml", range(2), PlanFlags, config=True),
-    "evaluate": Command(evaluate, "CHECKPOINT", "one CHECKPOINT", range(1, 2), EvaluateOptions),
-    "export": Command(export, "CHECKPOINT", "one CHECKPOINT", range(1, 2), ExportOptions),
-    "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", "CKPT.pt and OUT", range(2, 3)),
-    "report": Command(report, "RUN [RUN ...]", "one or more run folders", range(1, 10_000), ReportOptions),
-    "configs": Command(configs, "[NAME]", "one NAME", range(2)),
-    "completion": Command(completion, "bash|zsh|fish", "one of bash, zsh or fish", range(1, 2)),
+    "train": Command(train, "[CONFIG.yaml]", range(2), TrainFlags, config=True),
+    "generate": Command(generate, "CHECKPOINT", range(1, 2), GenerateOptions),
+    "prepare": Command(prepare, "[CONFIG.yaml]", range(2), PrepareFlags, config=True),
+    "plan": Command(plan, "[CONFIG.yaml]", range(2), PlanFlags, config=True),
+    "evaluate": Command(evaluate, "CHECKPOINT", range(1, 2), EvaluateOptions),
+    "export": Command(export, "CHECKPOINT", range(1, 2), ExportOptions),
+    "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3)),
+    "report": Command(report, "RUN [RUN ...]", range(1, 10_000), ReportOptions),
+    "configs": Command(configs, "[NAME]", range(2)),
+    "completion": Command(completion, "bash|zsh|fish", range(1, 2)),
 }

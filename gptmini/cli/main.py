@@ -89,13 +89,10 @@ def _devnull() -> TextIO:
 def _fail(error: object, exit_code: int) -> int:
     """Print one line, whatever the error's text holds; returns the exit code."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-    # Under torchrun, ranks that fail alike print the line once.
-    if not ("TORCHELASTIC_RUN_ID" in os.environ and _already_reported(line)):
-        print(f"gptmini: {line}", file=sys.stderr, flush=True)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # under torchrun, ranks that fail alike print the line once
+        from gptmini.distributed.failure import already_reported
+
+        if already_reported(line):
+            return exit_code
+    print(f"gptmini: {line}", file=sys.stderr, flush=True)
     return exit_code
-
-
-def _already_reported(line: str) -> bool:
-    from gptmini.distributed.failure import already_reported
-
-    return already_reported(line)

@@ -1,12 +1,13 @@
-"""Command lines by argparse, from a schema: each key is an option, with its type, default and sentence.
+"""Command lines from a schema: each key is an option, with its type, default and sentence.
 
 A value is read by the YAML rules and judged by the schema, so a command line and a config file fail with the
-same one-line messages.
+same one-line messages. argparse formats the help.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import yaml
@@ -31,20 +32,17 @@ _FORMER_NAMES = {"numbers": "dtype"}  # read silently
 
 @dataclass(frozen=True)
 class Command:
-    """One of gptmini's commands; its description is the docstring of `run`."""
+    """One of gptmini's commands; its description is the docstring of `run`.
 
-    run: Callable[[list[str], Any, dict[str, Any]], None]
-    """Called with the positional arguments, an object of `schema`, and the config's keys that were given."""
-    positionals: str
-    """As the usage line shows them."""
-    takes: str
-    """The same in words, for an error message."""
-    count: range
-    """How many positional arguments it takes."""
-    schema: type[Section] = Section
-    """The command's own options."""
-    config: bool = False
-    """Whether every key of the config is an option too."""
+    `run` gets the positional arguments, an object of `schema` and the config's keys that were given, and
+    returns the lines to print, if any.
+    """
+
+    run: Callable[[list[str], Any, dict[str, Any]], Iterable[str] | None]
+    positionals: str  # as the usage line shows them
+    count: range  # how many there may be
+    schema: type[Section] = Section  # the command's own options
+    config: bool = False  # whether every key of the config is an option too
 
     @property
     def options(self) -> dict[str, dict[str, Any]]:
@@ -52,48 +50,57 @@ class Command:
         return flatten_schema(self.schema) | (flatten_schema(Config) if self.config else {})
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, but only `--` begins an option: `--optim.lr -1e-3` and `--prompt -x` have values."""
-
-    def _parse_optional(self, arg_string: str) -> Any:
-        return super()._parse_optional(arg_string) if arg_string.startswith("--") else None
-
-
 def run(name: str, command: Command, args: Sequence[str]) -> None:
     """Run `gptmini NAME ARGS`; UserError if the arguments are not the command's."""
     positionals, values = parse_options(args, command.options)
     if len(positionals) not in command.count:
-        given = f": {' '.join(positionals)}" if positionals else ""
-        raise UserError(f"gptmini {name} takes {command.takes}, not {len(positionals)}{given}")
+        given = " ".join(positionals) or "nothing"
+        raise UserError(f"gptmini {name} takes {command.positionals}; given: {given}")
     own = {key: values.pop(key) for key in flatten_schema(command.schema) if key in values}
-    command.run([*map(expand_home, positionals)], validate(command.schema, own, "command line", own), values)
+    options = validate(command.schema, own, "command line", own)
+    for line in command.run([*map(expand_home, positionals)], options, values) or ():
+        print(line, flush=True)
 
 
 def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[str, Any]]:
     """Positional arguments, and the values of options as a YAML file would have them.
 
     An option may be written with `-` or `_`, and with a space or `=` before its value; one whose key takes a
-    list takes all words up to the next option. Names are never abbreviated.
+    list takes all words up to the next option. Only `--` begins an option: `--optim.lr -1e-3` has a value.
 
     >>> parse_options(["a.yaml", "--train.max-steps", "20", "--optim.lr=3e-4"], flatten_schema(Config))
     (['a.yaml'], {'train.max_steps': 20, 'optim.lr': 0.0003})
     >>> parse_options(["--optim.betas", "0.9", "0.99", "--model.bias", "false"], flatten_schema(Config))
     ([], {'optim.betas': [0.9, 0.99], 'model.bias': False})
     """
-    parser = _Parser(allow_abbrev=False, exit_on_error=False, add_help=False)
-    add_options(parser, known)
-    parser.add_argument("positionals", nargs="*")
-    try:
-        found = vars(parser.parse_intermixed_args(_canonical(args, known)))
-    except argparse.ArgumentError as error:  # the only kind left is "expected one argument"
-        flag = str(error.argument_name)
-        key = next(key for key in known if flag_name(key) == flag)
-        raise UserError(f"{flag} needs a value: {describe_type(known[key])}") from None
-    positionals = found.pop("positionals")
-    for key, given in found.items():
-        if len(given) > 1:
+    positionals: list[str] = []
+    values: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            positionals.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        key = flag[2:].replace("-", "_")
+        key = _FORMER_NAMES.get(key, key)
+        if key not in known:
+            raise UserError(f"unknown option {flag}{did_you_mean(flag, map(flag_name, known))}")
+        if key in values:
             raise UserError(f"{flag_name(key)} is given twice")
-    return positionals, {key: _read(given[0], known[key]) for key, given in found.items()}
+        # The words of its value, without which a flag is true.
+        if equals:
+            words = [value]
+        elif _is_flag(key, known[key]):
+            words = [rest.pop(0)] if rest and rest[0] in ("true", "false") else ["true"]
+        else:
+            most = len(rest) if "array" in _kinds(known[key]) else 1
+            words = list(takewhile(lambda word: not word.startswith("--"), rest[:most]))
+            del rest[: len(words)]
+        if not words:
+            raise UserError(f"{flag_name(key)} needs a value: {describe_type(known[key])}")
+        values[key] = _read(words, known[key])
+    return positionals, values
 
 
 def print_help(name: str, command: Command, args: Sequence[str]) -> None:
@@ -150,77 +157,52 @@ def add_options(
             about = Config.model_fields[section].annotation.__doc__ or ""
             groups[section] = parser.add_argument_group(section, about.partition("\n")[0])
         default = (defaults or {}).get(key, node.get("default"))
-        metavar, takes_list = _metavar(node), _accepts_list(node)
+        metavar, takes_list = _metavar(node), "array" in _kinds(node)
         action = groups[section].add_argument(
             flag_name(key),
             dest=key,
-            action="append",  # to notice one that is given twice
             nargs="?" if _is_flag(key, node) else "+" if takes_list else None,
             metavar=(metavar, metavar.removesuffix("|null")) if takes_list else metavar,
-            default=argparse.SUPPRESS,
             help=f"{node['description']} (default: {_default(default)})".replace("%", "%%"),
         )
         actions.append(action)
     return actions
 
 
-def _canonical(args: Sequence[str], known: Options) -> list[str]:
-    """The arguments with each option as argparse knows it; UserError for one that it does not know."""
-    canonical = []
-    for word, following in zip(args, [*args, ""][1:], strict=True):
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            key = name[2:].replace("-", "_")
-            key = _FORMER_NAMES.get(key, key)
-            if key not in known:
-                raise UserError(f"unknown option {name}{did_you_mean(name, map(flag_name, known))}")
-            if value == "--":  # which argparse drops
-                raise UserError(f"{name} needs a value: {describe_type(known[key])}")
-            # `--resume a.yaml` is a flag and a file; argparse would take a.yaml for the flag's value.
-            if _is_flag(key, known[key]) and not equals and following not in ("true", "false"):
-                equals, value = "=", "true"
-            word = flag_name(key) + equals + value
-        canonical.append(word)
-    return canonical
+def _read(words: Sequence[str], node: Mapping[str, Any]) -> Any:
+    """The value of an option as YAML reads it; a word stays text where the key takes any text."""
+    kinds, read = _kinds(node), []
+    for word in words:
+        if accepts_text(node):
+            read.append(None if word == "null" and "null" in kinds else word)
+            continue
+        try:
+            read.append(parse_yaml(word))
+        except yaml.YAMLError:
+            read.append(word)
+    # One word is a list where the key takes nothing else.
+    takes_one = kinds - {"array", "null"} or read[0] is None or isinstance(read[0], list)
+    return read[0] if len(read) == 1 and takes_one else read
 
 
-def _read(given: str | list[str], node: Mapping[str, Any]) -> Any:
-    """The value of an option, as YAML reads it."""
-    if isinstance(given, str):
-        return _read_word(given, node)
-    read = [_read_word(word, node) for word in given]
-    alone = len(read) == 1 and (read[0] is None or isinstance(read[0], list) or accepts_one(node))
-    return read[0] if alone else read
-
-
-def _read_word(word: str, node: Mapping[str, Any]) -> Any:
-    """A word as YAML reads it; it stays text where the key takes any text."""
-    may_be_null = any(member.get("type") == "null" for member in node.get("anyOf", ()))
-    if may_be_null and word == "null":
-        return None
-    if accepts_text(node):
-        return word
-    try:
-        return parse_yaml(word)
-    except yaml.YAMLError:
-        return word
+def _kinds(node: Mapping[str, Any]) -> set[str]:
+    """The JSON types that a key takes."""
+    return {member.get("type", "") for member in node.get("anyOf", [node])}
 
 
 def _is_flag(key: str, node: Mapping[str, Any]) -> bool:
     """Whether an option needs no value, such as --resume."""
-    return node.get("type") == "boolean" and "." not in key
+    return _kinds(node) == {"boolean"} and "." not in key
 
 
-def _accepts_list(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes a list, so that its option takes several words."""
-    return node.get("type") == "array" or any(map(_accepts_list, node.get("anyOf", ())))
-
-
-def accepts_one(node: Mapping[str, Any]) -> bool:
-    """Whether a key takes a single value rather than only a list."""
-    if "anyOf" in node:
-        return any(accepts_one(member) for member in node["anyOf"] if member.get("type") != "null")
-    return node.get("type") != "array"
+_METAVARS = {
+    "boolean": "true|false",
+    "integer": "N",
+    "null": "null",
+    "number": "X",
+    "path": "PATH",
+    "string": "TEXT",
+}
 
 
 def _metavar(node: Mapping[str, Any]) -> str:
@@ -230,20 +212,17 @@ def _metavar(node: Mapping[str, Any]) -> str:
     >>> [_metavar(keys[key]) for key in ("optim.optimizer", "runtime.threads", "data.val_corpus")]
     ['adamw|muon', 'auto|N', 'PATH|null']
     """
-    if "anyOf" in node:
-        return "|".join(dict.fromkeys(word for m in node["anyOf"] for word in _metavar(m).split("|")))
-    if "const" in node or "enum" in node:
-        return "|".join(map(str, node.get("enum") or [node["const"]]))
-    match node.get("type"):
-        case "array":
-            return _metavar((node.get("prefixItems") or [node["items"]])[0])
-        case "boolean":
-            return "true|false"
-        case "null":
-            return "null"
-        case "string":
-            return str(node["examples"][0]) if "examples" in node else str(node.get("format", "text")).upper()
-    return {"integer": "N", "number": "X"}[node["type"]]
+    words: list[str] = []
+    for member in node.get("anyOf", [node]):
+        if member.get("type") == "array":
+            member = (member.get("prefixItems") or [member["items"]])[0]
+        if "const" in member or "enum" in member:
+            words += map(str, member.get("enum") or [member["const"]])
+        elif "examples" in member:
+            words.append(member["examples"][0])
+        else:
+            words.append(_METAVARS[member.get("format") or member["type"]])
+    return "|".join(dict.fromkeys(words))
 
 
 def _default(value: Any) -> str:
