@@ -124,7 +124,6 @@ class TokenizerConfig(Section):
     vocab_size: int | None = Field(
         None, ge=257, description="Number of tokens for bpe (default 1024), end-of-text included."
     )
-
     folder: PathText | None = Field(
         None,
         description="A folder with tokenizer.json, or vocab.json and merges.txt, such as a Hugging Face "
@@ -135,17 +134,13 @@ class TokenizerConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _vocab_size_is_for_bpe(self) -> "TokenizerConfig":
+    def _keys_fit_the_kind(self) -> "TokenizerConfig":
         if self.vocab_size is not None and (self.kind != "bpe" or self.folder is not None):
             owner = "a folder's tokenizer" if self.kind == "bpe" else self.kind
             raise ValueError(
                 f"vocab_size = {self.vocab_size} is for kind bpe only; {owner} has a size of its own, "
                 "so leave the key out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _keys_fit_the_kind(self) -> "TokenizerConfig":
         if self.folder is not None and self.kind not in ("bpe", "gpt2"):
             raise ValueError(
                 f"folder = {format_value(self.folder)} is for the kinds bpe and gpt2; {self.kind} reads no "
@@ -294,5 +289,4 @@ def dump_config(config: Config, complete: bool = True) -> str:
 
     Every key stands in it, or, if not `complete`, those that are not at their defaults.
     """
-    values = config.model_dump(mode="json", exclude_defaults=not complete)
-    return dump_yaml(values)
+    return dump_yaml(config.model_dump(mode="json", exclude_defaults=not complete))

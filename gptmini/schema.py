@@ -142,8 +142,6 @@ def flatten_schema(schema: type[Section]) -> dict[str, dict[str, Any]]:
     """Every dotted key of a schema, and its JSON schema.
 
     >>> from gptmini.config import Config
-    >>> list(flatten_schema(Config))[:3]
-    ['model.n_layer', 'model.n_head', 'model.n_embd']
     >>> flatten_schema(Config)["train.max_steps"]["minimum"]
     1
     """
