@@ -1,17 +1,14 @@
 """GPT-2, from token ids to logits: attention, MLP, Block, GPT. Read it top to bottom.
 
 The model of "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019), exactly: learned
-absolute positions, LayerNorm before each part, tanh GELU, output weights tied to the token embedding. It
-knows no device, rank, optimizer, file or progress bar.
+absolute positions, LayerNorm before each part, tanh GELU, output weights tied to the token embedding.
 
 Letters in shapes, the same everywhere:
     B  batch            T  tokens in the sequence      S  keys attended to (T, or more with a cache)
-    C  width, n_embd    H  heads                       D  width of a head, C / H
-    V  vocabulary
+    C  width, n_embd    H  heads                       D  width of a head, C / H           V  vocabulary
 """
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -39,13 +36,12 @@ class Cache(Protocol):
 def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
     """Which of S keys the last T positions may attend to, (T, S) bool: each to itself and its past.
 
-    Computed from the two lengths wherever it is needed: a stored buffer would hold garbage after `to_empty`.
-
     >>> causal_mask(3, 3)
     tensor([[ True, False, False],
             [ True,  True, False],
             [ True,  True,  True]])
     """
+    # a function of the two lengths: a stored buffer would hold garbage after `to_empty`
     return torch.tril(torch.ones(T, S, dtype=torch.bool, device=device), diagonal=S - T)
 
 
@@ -73,8 +69,7 @@ def additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0
     """`eager` bit for bit, and faster to train: adding 0 or -inf needs no backward pass."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
     scores += torch.where(mask, 0.0, -math.inf)
-    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
-    return weights @ v  # (B, H, T, D)
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v  # (B, H, T, D)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
@@ -86,11 +81,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
-    "eager": eager,
-    "additive": additive,
-    "sdpa": sdpa,
-}
+ATTENTION = {"eager": eager, "additive": additive, "sdpa": sdpa}
 
 
 class CausalSelfAttention(nn.Module):
@@ -222,22 +213,14 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def _check(self, tokens: Tensor, cache: Cache | None) -> None:
-        """Raise UserError where PyTorch's own error would not say what to do."""
+        """Raise UserError, saying what to do, where PyTorch's own error would not."""
         if isinstance(cache, Tensor):
-            raise UserError(
-                "GPT takes tokens and returns logits, not targets and a loss: "
-                "call F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())"
-            )
-        ids = isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32)
-        if not ids or tokens.dim() != 2 or tokens.shape[1] == 0:
-            given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
-            raise UserError(
-                f"tokens are {given}, but must be int64 (B, T) with T of at least 1: "
-                "make 1-D tokens a batch by tokens[None], and start from end of text where there are none"
-            )
-        length = tokens.shape[1] + (0 if cache is None else cache.length)
-        if length > self.config.context_length:
-            raise UserError(
-                f"{length} tokens do not fit the model's context_length of {self.config.context_length}: "
-                "crop them to the last ones"
-            )
+            raise UserError("for a loss call F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())")
+        dtype, shape = getattr(tokens, "dtype", type(tokens)), tuple(getattr(tokens, "shape", ()))
+        if dtype not in (torch.int64, torch.int32) or len(shape) != 2:
+            raise UserError(f"tokens are {dtype} {shape}, not int64 (B, T): give 1-D ones as tokens[None]")
+        if shape[1] == 0:
+            raise UserError("there are no tokens, T = 0, but the model needs one: start from end of text")
+        length, limit = shape[1] + (0 if cache is None else cache.length), self.config.context_length
+        if length > limit:
+            raise UserError(f"{length} tokens do not fit the model's context_length of {limit}: crop them")

@@ -159,10 +159,8 @@ def test_copies_of_a_prompt_sample_apart_and_copy_k_has_the_text_of_seed_plus_k(
 def test_the_engine_equals_the_definition_far_past_the_context(model, sampler, length):
     tokens = prompts(3, length)
     tokens[2] = tokens[0]  # a copy samples with a seed of its own
-    sampler = dict(sampler)
-    seed = sampler.pop("seed", None)
-    expected = generate_by_definition(model, tokens, 2 * CONTEXT, Sampling(**sampler), seed)
-    assert torch.equal(generate(model, tokens, max_new_tokens=2 * CONTEXT, seed=seed, **sampler), expected)
+    expected = generate_by_definition(model, tokens, 2 * CONTEXT, Sampling(**sampler))
+    assert torch.equal(generate(model, tokens, max_new_tokens=2 * CONTEXT, **sampler), expected)
 
 
 def test_first_tokens_over_many_seeds_follow_the_models_distribution(model):
@@ -181,12 +179,12 @@ def test_first_tokens_over_many_seeds_follow_the_models_distribution(model):
 
 def test_log_probabilities_are_those_of_one_pass_over_the_text(model):
     text = prompts(1, 5)[0].tolist()
-    tokens = list(generate_tokens(model, [text], Sampling(top_k=9), max_new_tokens=CONTEXT - 5, seed=1))
+    options = {"max_new_tokens": CONTEXT - 5, "top_k": 9, "seed": 1}
+    (whole,), (got,) = generate(model, [text], log_probabilities=True, **options)
     with torch.inference_mode():
-        logits = model(torch.tensor([text + [token.id for token in tokens]]))[0, 4:-1]
-    expected = logits.log_softmax(-1).gather(-1, torch.tensor([[token.id] for token in tokens])).flatten()
-    got = torch.tensor([token.log_probability for token in tokens])
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        logits = model(torch.tensor([whole]))[0, 4:-1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(whole[5:])[:, None]).flatten()
+    torch.testing.assert_close(torch.tensor(got), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_log_probabilities_come_with_the_tokens_on_request(model):
@@ -268,17 +266,17 @@ def test_generating_leaves_modes_and_the_global_generator_alone(directory):
     model.blocks[1].mlp.dropout.eval()  # one part frozen, the rest training
     before, state = modes(model), torch.get_rng_state()
     generate(model, prompts(1, 4), max_new_tokens=5, seed=1)
-    generate_by_definition(model, prompts(1, 4), 5, Sampling(), seed=1)
+    generate_by_definition(model, prompts(1, 4), 5, Sampling(seed=1))
     assert modes(model) == before
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_generator_left_open_does_not_touch_the_mode(directory):
     model = load_model(directory)[0].train()
-    first = generate_tokens(model, [[1, 2]], Sampling(), max_new_tokens=5, seed=1)
+    first = generate_tokens(model, [[1, 2]], Sampling(seed=1), max_new_tokens=5)
     next(first)
     assert all(modes(model))
-    second = generate_tokens(model, [[1, 2]], Sampling(), max_new_tokens=5, seed=1)
+    second = generate_tokens(model, [[1, 2]], Sampling(seed=1), max_new_tokens=5)
     next(second)
     model.eval()  # by the user, while both are open
     next(first)
@@ -505,13 +503,16 @@ def test_special_token_text_surrogates_and_nul_are_plain_text(model, tokenizer):
         ({"max_new_tokens": -1}, "max_new_tokens = -1"),
         ({"max_new_tokens": 2.0}, "max_new_tokens = 2.0 must be a whole number"),
         ({"max_new_tokens": None}, "max_new_tokens = None must be a whole number"),
-        ({"seed": 1.5}, "seed = 1.5 must be a whole number"),
-        ({"seed": "a"}, "seed = a must be a whole number"),
+        ({"seed": 1.5}, "seed = 1.5: needs a whole number of at least 0"),
+        ({"seed": "a"}, "seed = 'a': needs a whole number of at least 0"),
         ({"seed": -1}, "seed = -1"),
-        ({"stop_token": 257}, "stop_token 257 is outside the model's vocabulary of 257"),
-        ({"stop_token": -1}, "stop_token -1 is outside"),
-        ({"stop_token": 1.5}, "stop_token 1.5 is outside"),
-        ({"no_repeat_token": 257}, "no_repeat_token 257 is outside the model's vocabulary of 257"),
+        ({"stop_token": 257}, "stop_token = 257 must be a whole number below the model's vocab_size of 257"),
+        ({"stop_token": -1}, "stop_token = -1 must be a whole number below"),
+        ({"stop_token": 1.5}, "stop_token = 1.5 must be a whole number below"),
+        (
+            {"no_repeat_token": 257},
+            "no_repeat_token = 257 must be a whole number below the model's vocab_size",
+        ),
         ({"top_q": 1}, "unknown key top_q; did you mean top_"),
     ],
 )
@@ -526,7 +527,9 @@ def test_empty_prompts_and_foreign_ids_are_refused(model):
     for empty in ([[]], torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
         with pytest.raises(UserError, match="holds no tokens: start from end of text"):
             generate(model, empty, max_new_tokens=1)
-    with pytest.raises(UserError, match="token id 257 is outside the model's vocabulary of 257"):
+    with pytest.raises(
+        UserError, match="token id = 257 must be a whole number below the model's vocab_size of 257"
+    ):
         generate(model, [[257]], max_new_tokens=1)
 
 

@@ -54,7 +54,7 @@ def test_rows_of_unequal_length_continue_as_each_would_alone(attention, lengths)
     cache = KVCache(model, 3, CONTEXT)
     with torch.inference_mode():
         for b, length in enumerate(lengths):
-            part = cache.rows(b, b + 1)
+            part = cache.select(slice(b, b + 1))
             if length:
                 model(text[b : b + 1, :length], part)
             cache.lengths[b : b + 1] = part.lengths
@@ -75,7 +75,7 @@ def test_what_lies_past_a_rows_end_cannot_reach_it():
             tensor.fill_(rubbish)
         with torch.inference_mode():
             for b, length in enumerate((2, 6)):
-                part = cache.rows(b, b + 1)
+                part = cache.select(slice(b, b + 1))
                 model(tokens(1, length, seed=b), part)
                 cache.lengths[b : b + 1] = part.lengths
             results.append(model(tokens(2, 1), cache))

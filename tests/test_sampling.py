@@ -9,7 +9,7 @@ from transformers import (
 )
 
 from gptmini.generation.sampling import (
-    build_sampling,
+    Sampling,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -65,7 +65,7 @@ def test_the_order_of_the_samplers_is_that_of_transformers():
         MinPLogitsWarper(0.02),
     ):
         expected = processor(rows(), expected)
-    sampling = build_sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
+    sampling = Sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
     torch.testing.assert_close(sampling.filter(x, rows().tolist()), expected)
 
 
@@ -80,7 +80,7 @@ def chi_square(counts, probabilities, total):
 def test_draws_follow_the_distribution(options):
     x = logits(batch=1, seed=3)[:, :8]
     n = 20_000
-    sampling = build_sampling(**options)
+    sampling = Sampling(**options)
     filtered = sampling.filter(x, [[0]])
     uniforms = torch.rand(n, generator=torch.Generator().manual_seed(4), dtype=torch.float64).tolist()
     tokens = sampling.choose(x.expand(n, -1), [[0]] * n, uniforms)
@@ -95,20 +95,20 @@ def test_draws_follow_the_distribution(options):
 
 def test_zero_temperature_takes_the_likeliest_whatever_the_draw():
     x = logits()
-    sampling = build_sampling(temperature=0.0)
+    sampling = Sampling(temperature=0.0)
     assert torch.equal(sampling.choose(x, rows().tolist(), [0.999] * 64), x.argmax(-1))
 
 
 def test_a_temperature_near_zero_and_greedy_options_take_the_likeliest():
     x = logits()
     for options in ({"temperature": 1e-40}, {"temperature": 1e-4}, {"temperature": 0.0, "top_p": 0.1}):
-        sampling = build_sampling(**options)
+        sampling = Sampling(**options)
         assert torch.equal(sampling.choose(x, rows().tolist(), [0.999] * 64), x.argmax(-1))
 
 
 def test_a_token_is_not_repeated_where_that_is_forbidden():
     x = torch.tensor([[0.0, 9.0], [0.0, 9.0]])
-    sampling = build_sampling(temperature=0, no_repeat_token=1)
+    sampling = Sampling(temperature=0, no_repeat_token=1)
     assert sampling.choose(x, [[0, 1], [1, 0]], [0.0, 0.0]).tolist() == [0, 1]
 
 

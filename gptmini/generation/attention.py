@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.model import GPT, CausalSelfAttention, eager
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+Attend = Callable[..., Tensor]
 
 
 @contextmanager
@@ -32,21 +33,18 @@ def record_attention(model: GPT) -> Iterator[list[Tensor]]:
     layers = [module for module in unwrap(model).modules() if isinstance(module, CausalSelfAttention)]
     attends = [layer.attend for layer in layers]
     weights: list[Tensor] = []
-    try:
-        for layer in layers:
-            layer.attend = _recorded(layer.attend, weights)
-        yield weights
-    finally:
-        for layer, attend in zip(layers, attends, strict=True):
-            layer.attend = attend
 
-
-def _recorded(attend: Attend, weights: list[Tensor]) -> Attend:
-    def recorder(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    def recorder(attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
         with torch.no_grad():
             # attention over the identity matrix as values gives the weights themselves
             identity = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
             weights.append(eager(q, k, identity, mask))
         return attend(q, k, v, mask, dropout)
 
-    return recorder
+    try:
+        for layer in layers:
+            layer.attend = partial(recorder, layer.attend)
+        yield weights
+    finally:
+        for layer, attend in zip(layers, attends, strict=True):
+            layer.attend = attend

@@ -1,15 +1,9 @@
 """Linear layers for generating on a CPU, where one token takes as long as reading every weight once.
 
-Two things help: every core reading its own part of a weight, and fewer bytes to read.
-
-    fp32   the same weights
-    bf16   half the bytes
-    int8   a quarter: 8-bit steps, with a scale and an offset for each row of each part
-
-Biases, embeddings and everything between the layers stay float32.
+So every core reads its own part of a weight, and bf16 has half the bytes to read, int8 a quarter. Biases,
+embeddings and everything between the layers stay float32.
 """
 
-from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -28,9 +22,9 @@ MAX_GEMV_ROWS = 8  # up to here, reading small weights once per row costs less t
 def optimize_for_cpu(model: GPT, weights: Weights = "fp32") -> GPT:
     """Make `model` generate faster, by the linear layers below on a CPU; returns the model.
 
-    With fp32 it keeps its parameters, can be trained and saved as before, and its logits stay equal to about
-    1e-6. The others round its weights: it is then for generating only. On other devices fp32 changes nothing,
-    bf16 converts the whole model, and int8 raises UserError.
+    With fp32 it can be trained and saved as before, and logits stay equal to about 1e-6. The others round its
+    weights, for generating only. On other devices fp32 changes nothing, bf16 converts the whole model, and
+    int8 raises UserError.
     """
     device = model.position_embedding.weight.device.type
     if device != "cpu" and weights == "int8":
@@ -53,11 +47,7 @@ def _parts(out_features: int, at_least: int) -> int:
 
 
 class PartitionedLinear(nn.Module):
-    """nn.Linear, with its parameters, that lets every core read a part of the weight.
-
-    A single product of a few tokens runs on one core in some of the libraries that PyTorch calls, and one
-    core does not keep the memory busy; a batch of products is shared out.
-    """
+    """nn.Linear, with its parameters, that lets every core read a part of the weight."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -72,6 +62,7 @@ class PartitionedLinear(nn.Module):
         if len(rows) == 1:  # a matrix-vector product runs on all cores and reads the weight in order
             y = self.weight.mv(rows[0])  # (out,)
         else:
+            # one product of a few rows may run on one core, too slow for the memory; a batch is shared out
             weight = self.weight.view(self.parts, -1, rows.shape[1])  # (parts, out / parts, in)
             y = torch.bmm(weight, rows.T.expand(self.parts, -1, -1))  # (parts, out / parts, N)
             y = y.flatten(0, 1).T.contiguous()  # (N, out)
@@ -79,16 +70,16 @@ class PartitionedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class RoundedLinear(nn.Module, ABC):
+class RoundedLinear(nn.Module):
     """A linear layer whose weight has been rounded: for generating only."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.bias = linear.bias
 
-    @abstractmethod
     def multiply(self, rows: Tensor) -> Tensor:
         """Rows (N, in) times the weight, (N, out), in any floating format."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out), float32."""
@@ -112,32 +103,25 @@ class BF16Linear(RoundedLinear):
         """By the kernel that is fastest for this number of rows on this processor."""
         rows = rows.bfloat16()
         in_hardware = torch.cpu._is_avx512_bf16_supported()
-        if len(rows) == 1 or (len(rows) <= MAX_GEMV_ROWS and not in_hardware):
-            return torch.stack([_gemv(self.weight, row) for row in rows])
-        if in_hardware:
+        if len(rows) != 1 and in_hardware:
             return F.linear(rows, self.weight)
-        return F.linear(rows.float(), self.weight.float())
-
-
-def _gemv(weight: Tensor, row: Tensor) -> Tensor:
-    """weight (out, in) times row (in,), both bfloat16, by PyTorch's own kernel instead of oneDNN's.
-
-    It reads the weight in the order in which it lies in memory, at up to twice the speed.
-    """
-    onednn = torch.backends.mkldnn.enabled
-    # assigned, because its `flags` would take as long as a small product
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # typed as the descriptor it is
-    try:
-        return weight.mv(row)
-    finally:
-        torch.backends.mkldnn.enabled = onednn
+        if len(rows) > MAX_GEMV_ROWS:
+            return F.linear(rows.float(), self.weight.float())
+        # PyTorch's own kernel reads the weight as it lies in memory, up to twice as fast as oneDNN's. `flags`
+        # would take as long as a small product, so the setting is assigned.
+        onednn = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # typed as the descriptor it is
+        try:
+            return torch.stack([self.weight.mv(row) for row in rows])
+        finally:
+            torch.backends.mkldnn.enabled = onednn
 
 
 class Int8Linear(RoundedLinear):
     """Weights rounded to 256 steps between the least and the greatest of a row of a part.
 
-    A product of x is a weighted sum of rows, y = x[0] W[0] + x[1] W[1] + ...: the sum of table rows that
-    `embedding_bag` computes, and its kernel widens int8 as it reads, on any processor.
+    y = x[0] W[0] + x[1] W[1] + ... is a weighted sum of table rows, as `embedding_bag` computes it, and its
+    kernel widens int8 as it reads, on any processor.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -155,7 +139,7 @@ class Int8Linear(RoundedLinear):
             weight = torch.ops.quantized.embedding_bag_byte_unpack(self.table).view(self.shape)
             y = torch.bmm(rows.expand(self.parts, -1, -1), weight)  # (parts, N, out / parts)
         else:
-            indices = bags(self.parts, *rows.shape)
+            indices = _bags(self.parts, *rows.shape)
             y = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
                 self.table,
                 indices.flatten(),
@@ -166,11 +150,6 @@ class Int8Linear(RoundedLinear):
 
 
 @lru_cache(maxsize=64)
-def bags(parts: int, N: int, rows: int) -> Tensor:
-    """Which rows of a table of `parts` weights, one below the other, each of the sums takes: (parts N, rows).
-
-    >>> bags(parts=2, N=1, rows=3)
-    tensor([[0, 1, 2],
-            [3, 4, 5]], dtype=torch.int32)
-    """
+def _bags(parts: int, N: int, rows: int) -> Tensor:
+    """Which table rows each sum takes, (parts N, rows): N times those of part 0, N times of part 1, ..."""
     return torch.arange(parts * rows, dtype=torch.int32).view(parts, rows).repeat_interleave(N, dim=0)

@@ -6,7 +6,6 @@ work, for many prompts at once: a test holds the two equal. `generate` is what a
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +14,13 @@ from torch import Tensor, nn
 from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.errors import UserError
 from gptmini.generation.kv_cache import KVCache, last_hidden_states
-from gptmini.generation.prompts import check_id, check_prompts, join, read_prompts, whole_number
-from gptmini.generation.sampling import LogitsHook, Sampling, build_sampling, row_generators
+from gptmini.generation.prompts import check_prompts, join, read_prompts, whole_number
+from gptmini.generation.sampling import LogitsHook, Sampling, row_generators
 from gptmini.model import GPT
 
 
 @torch.inference_mode()  # no graph for a backward pass: saves time and memory
-def generate_by_definition(
-    model: GPT, tokens: Tensor, max_new_tokens: int, sampling: Sampling, seed: int | None = None
-) -> Tensor:
+def generate_by_definition(model: GPT, tokens: Tensor, max_new_tokens: int, sampling: Sampling) -> Tensor:
     """Continue every row of int64 (B, T); returns (B, T + max_new_tokens).
 
     New tokens join the text by `torch.cat`, along the dimension of time:
@@ -32,7 +29,7 @@ def generate_by_definition(
     tensor([[1, 2, 3],
             [5, 6, 7]])
     """
-    generators = row_generators(tokens.tolist(), seed)
+    generators = row_generators(tokens.tolist(), sampling.seed)
     for _ in range(max_new_tokens):
         window = tokens[:, window_start(tokens.shape[1], model.config.context_length) :]  # what fits
         with eval_mode(model.modules()):
@@ -82,7 +79,7 @@ def generate(
     logits_hook: LogitsHook | None = None,
     log_probabilities: bool = False,
     use_cache: bool = True,
-    **sampling: float | None,
+    **sampling: Any,
 ) -> Any:
     """Continue every row of `tokens`, int64 (B, T); returns (B, T + n), n <= max_new_tokens, prompt included.
 
@@ -113,38 +110,24 @@ def generate(
     and for impossible options.
     """
     prompts = read_prompts(tokens)
-    end = check_id(unwrap(model), "stop_token", stop_token)
+    if stop_token is not None:
+        stop_token = whole_number("stop_token", stop_token, unwrap(model).config.vocab_size)
     added: list[list[int]] = [[] for _ in prompts]
     scores: list[list[float]] = [[] for _ in prompts]
-    for token in generate_tokens(
+    for row, token, logits in generate_tokens(
         model,
         prompts,
-        build_sampling(**sampling),
+        Sampling(seed=seed, **sampling),
         max_new_tokens=max_new_tokens,
-        seed=seed,
-        is_end=lambda row, token: token == end,
+        is_end=lambda row, token: token == stop_token,
         logits_hook=logits_hook,
         use_cache=use_cache,
     ):
-        added[token.row].append(token.id)
+        added[row].append(token)
         if log_probabilities:
-            scores[token.row].append(token.log_probability)
-    result = join(tokens, prompts, added, end)
+            scores[row].append(logits.log_softmax(dim=-1)[token].item())
+    result = join(tokens, prompts, added, stop_token)
     return (result, scores) if log_probabilities else result
-
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token: `id`, continuing prompt number `row`, sampled from the model's `logits` (V,)."""
-
-    row: int
-    id: int
-    logits: Tensor
-
-    @property
-    def log_probability(self) -> float:
-        """What the model gives this token, in nats, before temperature and the other options."""
-        return self.logits.log_softmax(dim=-1)[self.id].item()
 
 
 @torch.inference_mode()
@@ -154,23 +137,22 @@ def generate_tokens(
     sampling: Sampling,
     *,
     max_new_tokens: int,
-    seed: int | None = None,
     is_end: Callable[[int, int], bool] = lambda row, token: False,
     logits_hook: LogitsHook | None = None,
     use_cache: bool = True,
-) -> Iterator[Token]:
-    """Continue all prompts together, yielding each new token of each row as it comes.
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Continue all prompts together; yields each new token as (row, id, the model's logits (V,) for it).
 
-    A row ends after max_new_tokens, or with the first token for which `is_end(row, token id)`.
+    A row ends after max_new_tokens, or with the first token for which `is_end(row, id)`.
     """
     model = unwrap(model)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
-    seed = None if seed is None else whole_number("seed", seed)
     check_prompts(model, prompts)
-    check_id(model, "no_repeat_token", sampling.no_repeat_token)
+    if sampling.no_repeat_token is not None:
+        whole_number("no_repeat_token", sampling.no_repeat_token, model.config.vocab_size)
 
     rows = {number: list(prompt) for number, prompt in enumerate(prompts)}  # those that have not ended
-    generators = row_generators(prompts, seed)
+    generators = row_generators(prompts, sampling.seed)
     capacity = min(max(map(len, prompts), default=0) + max_new_tokens, model.config.context_length)
     cache = KVCache(model, len(rows), capacity) if use_cache else None
     modules = list(model.modules())
@@ -190,7 +172,7 @@ def generate_tokens(
             rows[number].append(token)
             if is_end(number, token):
                 ended.add(number)
-            yield Token(number, token, scores)
+            yield number, token, scores
         # Rows that have ended leave the batch, and the cache.
         if ended:
             if cache is not None:

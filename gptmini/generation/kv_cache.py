@@ -7,8 +7,9 @@ Rows of a batch may differ in length, without padding: each key is stored at its
 shorter row has nothing yet where a longer one continues, and its row of the mask hides what lies there.
 """
 
+import copy
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,9 +49,8 @@ class KVCache:
         if min(starts) == max(starts):
             self.positions = torch.arange(S - T, S, device=device)  # (T,)
             return self.positions, causal_mask(T, S, device)
-        self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(
-            T, device=device
-        )  # (B, T)
+        new = torch.arange(T, device=device)
+        self.positions = torch.tensor(starts, device=device)[:, None] + new  # (B, 1) + (T,) is (B, T)
         mask = torch.arange(S, device=device) <= self.positions[..., None]  # (S,) <= (B, T, 1) is (B, T, S)
         return self.positions, mask.unsqueeze(1)  # the 1 broadcasts over heads
 
@@ -67,17 +67,10 @@ class KVCache:
             values.scatter_(2, index, v)
         return keys.narrow(2, 0, S), values.narrow(2, 0, S)
 
-    def rows(self, start: int, stop: int) -> "KVCache":
-        """An empty cache for rows start to stop that writes into this one's memory."""
-        return self._part(slice(start, stop), [0] * (stop - start))
-
-    def select(self, rows: list[int]) -> "KVCache":
-        """A cache of these rows alone, copied."""
-        return self._part(rows, [self.lengths[row] for row in rows])
-
-    def _part(self, rows: slice | list[int], lengths: list[int]) -> "KVCache":
-        part = object.__new__(KVCache)
-        part.lengths = lengths
+    def select(self, rows: slice | list[int]) -> "KVCache":
+        """A cache of these rows alone: a slice of them shares this one's memory, a list is copied."""
+        part = copy.copy(self)
+        part.lengths = torch.tensor(self.lengths)[rows].tolist()
         part.keys = [k[rows] for k in self.keys]
         part.values = [v[rows] for v in self.values]
         return part
@@ -94,7 +87,8 @@ def last_hidden_states(model: GPT, windows: Sequence[Sequence[int]], cache: KVCa
     for a, b in _runs(windows):
         past = len(windows[a]) - 1
         if cache.lengths[a:b] != [past] * (b - a):
-            part = cache.rows(a, b)
+            part = cache.select(slice(a, b))
+            part.lengths = [0] * (b - a)
             if past:
                 model.hidden_states(torch.tensor(windows[a:b], device=device)[:, :-1], part)
             cache.lengths[a:b] = part.lengths
@@ -105,9 +99,5 @@ def last_hidden_states(model: GPT, windows: Sequence[Sequence[int]], cache: KVCa
 
 def _runs(windows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """Neighbouring windows of equal length, as (start, stop): they go through the model together."""
-    runs, start = [], 0
-    for _, group in groupby(windows, len):
-        stop = start + len(list(group))
-        runs.append((start, stop))
-        start = stop
-    return runs
+    starts = [i for i in range(len(windows)) if i == 0 or len(windows[i]) != len(windows[i - 1])]
+    return list(pairwise([*starts, len(windows)]))

@@ -16,12 +16,10 @@ def load(path: str | Path, device: str = "auto", precision: Weights = "fp32") ->
     """The model, in eval mode, and the tokenizer of a checkpoint, fast to generate with.
 
     `path` is a run folder (its best checkpoint, else its latest), one step's folder, any Hugging Face GPT-2
-    directory, or the name of a GPT-2 on the Hugging Face Hub, such as "openai-community/gpt2"; `~` is the
-    home folder. The tokenizer is None where there is none.
-
-    `device` is auto (a GPU, else the CPU), cpu, cuda, cuda:1 or mps. With `precision` fp32 the model can be
-    trained, saved and copied. bf16 halves the bytes of the weights that generation reads and int8, on a CPU
-    only, quarters them: such a model is for generating, and training it raises UserError.
+    directory, or the name of a GPT-2 on the Hub, such as "openai-community/gpt2". The tokenizer is None where
+    there is none. `device` is auto (a GPU, else the CPU), cpu, cuda, cuda:1 or mps. A `precision` of bf16
+    halves the bytes that generation reads and int8, on a CPU only, quarters them: such a
+    model cannot be trained.
 
     Raises UserError if there is no checkpoint, or one that this version cannot read; DamagedError, naming
     the file, if it is not what was written.

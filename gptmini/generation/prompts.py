@@ -7,46 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptmini.checkpoint.gpt2_directory import unwrap
-from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.model import GPT
 
 
-def read_prompts(tokens: Tensor | Sequence[Any]) -> list[list[int]]:
+def read_prompts(tokens: Any) -> list[list[int]]:
     """The prompts as lists of ids: of a tensor (B, T) or (T,), a list of lists, or one list of ids.
 
     >>> read_prompts(torch.tensor([1, 2])), read_prompts([[1, 2], [3]])
     ([[1, 2]], [[1, 2], [3]])
     """
-    if isinstance(tokens, Tensor):
-        if tokens.dim() not in (1, 2) or tokens.dtype not in (torch.int64, torch.int32):
-            raise UserError(
-                f"tokens are {tokens.dtype} {tuple(tokens.shape)}, but must be int64 (B, T) or (T,)"
-            )
-        return tokens.tolist() if tokens.dim() == 2 else [tokens.tolist()]
+    plain = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     try:
-        rows = [tokens] if is_one_row(tokens) else tokens
-        if not all(isinstance(row, list) for row in [tokens, *rows]):
-            raise TypeError
-        return [[_id(token) for token in row] for row in rows]
+        rows = [plain] if is_one_row(tokens) else plain
+        return [[_whole(token) for token in row] for row in rows]
     except TypeError:
+        given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
         raise UserError(
-            f"prompts are a {type(tokens).__name__}, but must be int64 (B, T) or a list of lists of token ids"
+            f"tokens are {given}, but must be int64 (B, T) or (T,), or a list of lists of token ids"
         ) from None
 
 
-def is_one_row(tokens: Tensor | Sequence[Any]) -> bool:
+def is_one_row(tokens: Any) -> bool:
     """Whether the tokens are one text without a batch around it."""
     if isinstance(tokens, Tensor):
         return tokens.dim() == 1
-    return bool(tokens) and not isinstance(tokens[0], list)
-
-
-def _id(token: Any) -> int:
-    if isinstance(token, bool | Tensor):
-        raise TypeError
-    return operator.index(token)  # int, or one of numpy's integer types
+    return len(tokens) > 0 and not isinstance(tokens[0], list)
 
 
 def join(tokens: Any, prompts: list[list[int]], added: list[list[int]], stop_token: int | None) -> Any:
@@ -58,18 +44,6 @@ def join(tokens: Any, prompts: list[list[int]], added: list[list[int]], stop_tok
         return torch.cat((tokens, new.flatten() if tokens.dim() == 1 else new), dim=-1)  # (B, T + n)
     rows = [[*prompt, *row] for prompt, row in zip(prompts, added, strict=True)]
     return rows[0] if is_one_row(tokens) else rows
-
-
-def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool) -> list[int]:
-    """The prompt's ids, at least one; with `truncate`, at most the last context_length of them."""
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        if tokenizer.end_of_text is None:
-            raise UserError(
-                "the prompt is empty, and this tokenizer has no end of text to start from: give one"
-            )
-        ids = [tokenizer.end_of_text]
-    return ids[-unwrap(model).config.context_length :] if truncate else ids
 
 
 def check_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
@@ -84,25 +58,21 @@ def check_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
                 "it, or keep its end only (--truncate-prompt left; truncate_prompt=True)"
             )
         for token in (min(prompt), max(prompt)):
-            check_id(model, "token id", token)
+            whole_number("token id", token, model.config.vocab_size)
 
 
-def check_id(model: GPT, name: str, token: Any) -> int | None:
-    """The id as an int, or None where there is none; UserError where the vocabulary has no such id."""
-    vocab_size = model.config.vocab_size
+def whole_number(name: str, value: Any, vocab_size: int | None = None) -> int:
+    """The value, of Python's or numpy's types, as an int; UserError where it is none or out of range."""
     try:
-        if token is None or 0 <= _id(token) < vocab_size:
-            return None if token is None else _id(token)
-    except TypeError:  # not a whole number
-        pass
-    raise UserError(f"{name} {token} is outside the model's vocabulary of {vocab_size}")
-
-
-def whole_number(name: str, value: Any) -> int:
-    """The value as an int; UserError where it is not a whole number of at least 0."""
-    try:
-        if _id(value) >= 0:
-            return _id(value)
+        if (number := _whole(value)) >= 0 and (vocab_size is None or number < vocab_size):
+            return number
     except TypeError:
         pass
-    raise UserError(f"{name} = {value} must be a whole number of at least 0")
+    vocabulary = f" below the model's vocab_size of {vocab_size}" if vocab_size else " of at least 0"
+    raise UserError(f"{name} = {value} must be a whole number{vocabulary}")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)  # of an int, or one of numpy's integer types

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
-from gptmini.generation.generate import generate_tokens
-from gptmini.generation.prompts import encode_prompt
-from gptmini.generation.sampling import SamplingOptions, build_sampling
-from gptmini.generation.streaming import StreamDecoder
+from gptmini.generation.sampling import SamplingOptions
+from gptmini.generation.streaming import StreamDecoder, continue_texts, encode_prompt
 from gptmini.model import GPT
 from gptmini.schema import format_value, validate
 from gptmini.yaml_io import parse_yaml
@@ -90,17 +88,11 @@ class Session:
         ids = encode_prompt(self.model, self.tokenizer, self.text, truncate=True)
         text = StreamDecoder(self.tokenizer, self.stop)
         seed = None if self.seed is None else self.seed + self.continuations
+        options = {"seed": seed, **self.options.model_dump()}
         self.continuations += 1
         count, started = 0, time.perf_counter()
         try:
-            for _ in generate_tokens(
-                self.model,
-                [ids],
-                build_sampling(no_repeat_token=self.tokenizer.end_of_text, **self.options.model_dump()),
-                max_new_tokens=self.max_new_tokens,
-                seed=seed,
-                is_end=lambda row, token: text.add(token),
-            ):
+            for _ in continue_texts(self.model, ids, [text], self.max_new_tokens, **options):
                 count += 1
                 self.show(text.pop())
         finally:  # Ctrl-C too: what was shown is part of the text
@@ -143,10 +135,8 @@ def visible(text: str) -> str:
     a bell \\x07, red \\x1b[31m, a line
     and é
     """
-    return "".join(c if c in "\n\t" or not _is_control(c) else ascii(c)[1:-1] for c in text)
-
-
-def _is_control(character: str) -> bool:
-    """Controls, invisible formatting such as a change of writing direction, and line separators."""
-    category = unicodedata.category(character)
-    return category.startswith("C") or category in ("Zl", "Zp")
+    # controls, invisible formatting such as a change of writing direction (C..), and line separators
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c).startswith(("C", "Zl", "Zp")) and c not in "\n\t" else c
+        for c in text
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pydantic import Field
 
 from gptmini.errors import UserError
-from gptmini.schema import Section, validate
+from gptmini.schema import Section
 
 if TYPE_CHECKING:  # the command line reads the options below before torch is loaded
     from torch import Tensor
@@ -43,8 +43,9 @@ class SamplingOptions(Section):
 
 
 class Sampling(SamplingOptions):
-    """How the next token is chosen."""
+    """How the next token is chosen; raises UserError, one line, where an option is unknown or impossible."""
 
+    seed: int | None = Field(None, ge=0, description="The same seed gives the same tokens.")
     no_repeat_token: int | None = Field(
         None, ge=0, description="A token never chosen twice in a row, such as end of text."
     )
@@ -88,12 +89,6 @@ class Sampling(SamplingOptions):
         if hook is not None and not logits.amax(dim=-1).isfinite().all():
             raise UserError("logits_hook left no token to sample, or gave NaN: each row needs a finite logit")
         return logits.argmax(dim=-1) if self.greedy else sample(logits, uniforms)
-
-
-def build_sampling(**options: float | None) -> Sampling:
-    """`Sampling(**options)`; raises UserError, one line, where an option is unknown or out of range."""
-    plain = {name: getattr(value, "item", lambda value=value: value)() for name, value in options.items()}
-    return validate(Sampling, plain, "sampling")
 
 
 def row_generators(rows: Sequence[Sequence[int]], seed: int | None) -> list[random.Random]:

@@ -2,12 +2,15 @@
 
 import codecs
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from torch import Tensor
+
+from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.generate import generate_tokens
-from gptmini.generation.prompts import encode_prompt
-from gptmini.generation.sampling import LogitsHook, build_sampling
+from gptmini.generation.sampling import LogitsHook, Sampling
 from gptmini.model import GPT
 
 MAX_BATCH = 16  # samples generated together: more gain little speed and need more memory
@@ -24,7 +27,7 @@ def generate_text(
     stop: Sequence[str] = (),
     truncate_prompt: bool = False,
     logits_hook: LogitsHook | None = None,
-    **sampling: float | None,
+    **sampling: Any,
 ) -> Iterator[str]:
     """Texts that continue `prompt`, one per sample, prompt included; sample k samples with seed + k.
 
@@ -36,15 +39,8 @@ def generate_text(
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt)
     for first in range(0, num_samples, MAX_BATCH):
         texts = [StreamDecoder(tokenizer, stop) for _ in range(min(MAX_BATCH, num_samples - first))]
-        for _ in generate_tokens(
-            model,
-            [ids] * len(texts),
-            build_sampling(no_repeat_token=tokenizer.end_of_text, **sampling),
-            max_new_tokens=max_new_tokens,
-            seed=None if seed is None else seed + first,
-            is_end=lambda row, token: texts[row].add(token),  # noqa: B023  # called in this loop only
-            logits_hook=logits_hook,
-        ):
+        sampling["seed"] = None if seed is None else seed + first
+        for _ in continue_texts(model, ids, texts, max_new_tokens, logits_hook, **sampling):
             pass
         for text in texts:
             yield prompt + text.flush()
@@ -60,26 +56,49 @@ def stream(
     stop: Sequence[str] = (),
     truncate_prompt: bool = False,
     logits_hook: LogitsHook | None = None,
-    **sampling: float | None,
+    **sampling: Any,
 ) -> Iterator[str]:
     """The same text as the first of `generate_text`, without the prompt, in pieces as they are generated.
 
     A piece never ends inside a character, and never holds the beginning of a stop string that follows.
     """
-    text = StreamDecoder(tokenizer, stop)
-    for _ in generate_tokens(
-        model,
-        [encode_prompt(model, tokenizer, prompt, truncate_prompt)],
-        build_sampling(no_repeat_token=tokenizer.end_of_text, **sampling),
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        is_end=lambda row, token: text.add(token),
-        logits_hook=logits_hook,
-    ):
+    ids, text = encode_prompt(model, tokenizer, prompt, truncate_prompt), StreamDecoder(tokenizer, stop)
+    for _ in continue_texts(model, ids, [text], max_new_tokens, logits_hook, seed=seed, **sampling):
         if piece := text.pop():
             yield piece
     if piece := text.flush():
         yield piece
+
+
+def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool) -> list[int]:
+    """The prompt's ids, at least one; with `truncate`, at most the last context_length of them."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        if tokenizer.end_of_text is None:
+            raise UserError(
+                "the prompt is empty, and this tokenizer has no end of text to start from: give one"
+            )
+        ids = [tokenizer.end_of_text]
+    return ids[-unwrap(model).config.context_length :] if truncate else ids
+
+
+def continue_texts(
+    model: GPT,
+    prompt: list[int],
+    texts: Sequence["StreamDecoder"],
+    max_new_tokens: int,
+    logits_hook: LogitsHook | None = None,
+    **sampling: Any,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Continue the prompt once for each of `texts`, adding to them each token that is yielded."""
+    return generate_tokens(
+        model,
+        [prompt] * len(texts),
+        Sampling(no_repeat_token=texts[0].tokenizer.end_of_text, **sampling),
+        max_new_tokens=max_new_tokens,
+        is_end=lambda row, token: texts[row].add(token),
+        logits_hook=logits_hook,
+    )
 
 
 class StreamDecoder:
@@ -107,7 +126,9 @@ class StreamDecoder:
 
     def pop(self) -> str:
         """The text that no later token can change, from where the last pop ended."""
-        held = 0 if self.ended else max((_overlap(self.pending, stop) for stop in self.stop), default=0)
+        # what may be the beginning of a stop string is held back
+        beginnings = [stop[:n] for stop in self.stop for n in range(1, len(stop)) if not self.ended]
+        held = max((len(start) for start in beginnings if self.pending.endswith(start)), default=0)
         cut = len(self.pending) - held
         piece, self.pending = self.pending[:cut], self.pending[cut:]
         return piece
@@ -117,13 +138,3 @@ class StreamDecoder:
         unfinished = "" if self.ended else self.utf8.decode(b"", final=True)
         piece, self.pending = self.pending + unfinished, ""
         return piece
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` may be the beginning of `stop`.
-
-    >>> _overlap("the en", "end"), _overlap("the en", "new")
-    (2, 1)
-    """
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
