@@ -184,16 +184,14 @@ def check_resumable(
 
 
 def affects_numerics(key: str) -> bool:
-    """Whether a config key, such as `optim.lr`, decides the weights.
-
-    The others only change what is reported or kept, or their effect is part of the digests (data, tokenizer)
-    or the environment (runtime), which are compared by themselves.
-    """
-    section, _, name = key.partition(".")
+    """Whether a config key, such as `optim.lr`, decides the weights."""
+    section, name = key.split(".")
+    # Data and tokenizer are compared by their digests, runtime by the environment.
+    if section in ("data", "tokenizer", "runtime"):
+        return False
+    # These only change what is reported or kept.
     reporting = ("out_dir", "init_from", "keep_checkpoints", "trackers")
-    return section not in ("data", "tokenizer", "runtime") and not (
-        name.endswith(("_interval", "_patience", "eval_tokens")) or name in reporting
-    )
+    return not (name.endswith(("_interval", "_patience", "eval_tokens")) or name in reporting)
 
 
 def _flatten(config: Config) -> dict[str, Any]:
