@@ -274,13 +274,13 @@ def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> Ite
     folder = installed if installed.is_dir() else checkout
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
     if not args:
-        return [
-            f"{name:20} {text.partition('# Purpose:')[2].splitlines()[0].strip()}"
-            for name, text in texts.items()
-        ]
-    if args[0] not in texts:
+        for name, text in texts.items():
+            purpose = text.partition("# Purpose:")[2].partition("\n")[0].strip()
+            yield f"{name:20} {purpose}"
+    elif args[0] in texts:
+        yield texts[args[0]].removesuffix("\n")
+    else:
         raise UserError(f"no config is called {args[0]}{did_you_mean(args[0], texts)}; see gptmini configs")
-    return [texts[args[0]].removesuffix("\n")]
 
 
 def completion(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:

@@ -105,18 +105,20 @@ def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[
 
 def print_help(name: str, command: Command, args: Sequence[str]) -> None:
     """Print every option with its type, sentence and default: that of the config file, if one is given."""
-    defaults: dict[str, Any] = {}
+    options = command.options
     if command.config:  # what the file and the options beside --help say
-        positionals, values = parse_options(args, command.options)
+        positionals, values = parse_options(args, options)
         overrides = {key: value for key, value in values.items() if "." in key}
         config = load_config(positionals[0] if positionals else None, overrides).model_dump(mode="json")
-        defaults = {f"{section}.{key}": value for section in config for key, value in config[section].items()}
+        for key, node in flatten_schema(Config).items():
+            section, _, name_in_section = key.partition(".")
+            options[key] = node | {"default": config[section][name_in_section]}
     parser = argparse.ArgumentParser(
         prog=f"gptmini {name}",
-        usage=f"gptmini {name} {command.positionals}" + " [--option VALUE ...]" * bool(command.options),
+        usage=f"gptmini {name} {command.positionals}" + " [--option VALUE ...]" * bool(options),
         description=command.run.__doc__,
     )
-    add_options(parser, command.options, defaults)
+    add_options(parser, options)
     print(parser.format_help(), end="")  # unlike print_help, it lets a closed pipe be noticed
 
 
@@ -145,9 +147,7 @@ def completion_script(commands: Mapping[str, Command], shell: str) -> str:
     return shtab.complete(root, shell)
 
 
-def add_options(
-    parser: argparse.ArgumentParser, known: Options, defaults: Mapping[str, Any] | None = None
-) -> list[argparse.Action]:
+def add_options(parser: argparse.ArgumentParser, known: Options) -> list[argparse.Action]:
     """Add each option to the parser, in one group for each section of the config."""
     groups: dict[str, argparse._ActionsContainer] = {"": parser}  # a key without a section: the command's own
     actions = []
@@ -156,14 +156,13 @@ def add_options(
         if section not in groups:
             about = Config.model_fields[section].annotation.__doc__ or ""
             groups[section] = parser.add_argument_group(section, about.partition("\n")[0])
-        default = (defaults or {}).get(key, node.get("default"))
         metavar, takes_list = _metavar(node), "array" in _kinds(node)
         action = groups[section].add_argument(
             flag_name(key),
             dest=key,
             nargs="?" if _is_flag(key, node) else "+" if takes_list else None,
             metavar=(metavar, metavar.removesuffix("|null")) if takes_list else metavar,
-            help=f"{node['description']} (default: {_default(default)})".replace("%", "%%"),
+            help=f"{node['description']} (default: {_default(node.get('default'))})".replace("%", "%%"),
         )
         actions.append(action)
     return actions
@@ -195,14 +194,7 @@ def _is_flag(key: str, node: Mapping[str, Any]) -> bool:
     return _kinds(node) == {"boolean"} and "." not in key
 
 
-_METAVARS = {
-    "boolean": "true|false",
-    "integer": "N",
-    "null": "null",
-    "number": "X",
-    "path": "PATH",
-    "string": "TEXT",
-}
+_METAVARS = {"boolean": "true|false", "integer": "N", "number": "X", "path": "PATH", "string": "TEXT"}
 
 
 def _metavar(node: Mapping[str, Any]) -> str:
@@ -221,7 +213,8 @@ def _metavar(node: Mapping[str, Any]) -> str:
         elif "examples" in member:
             words.append(member["examples"][0])
         else:
-            words.append(_METAVARS[member.get("format") or member["type"]])
+            kind = member.get("format") or member["type"]
+            words.append(_METAVARS.get(kind, kind))
     return "|".join(dict.fromkeys(words))
 
 
