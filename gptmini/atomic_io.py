@@ -160,7 +160,7 @@ def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
-    """Hold the lock file at `path` for the length of the block; the file stays, and by itself means nothing.
+    """Hold the lock file at `path`, in a folder that is made if missing, for the length of the block.
 
     Raises InUseError, naming `what`, if another process holds it; OSError where the file cannot be opened, or
     is a symbolic link. Yields a function that raises OSError if the locked file is no longer at `path`: it or
@@ -168,7 +168,9 @@ def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
     """
     from filelock import FileLock, Timeout  # here, because importing it takes 0.1 s
 
-    # A soft lock, filelock's fallback on filesystems without flock, would outlive its process.
+    make_folder(path.parent)
+    # A soft lock, filelock's fallback on filesystems without flock, would outlive its process. A real one is
+    # freed by the operating system, however the process ends; the file itself stays and means nothing.
     file_lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         file_lock.acquire()

@@ -7,7 +7,7 @@ A checkpoint is the folder of one step, `checkpoints/step-00001000/`: a Hugging 
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,9 @@ class CheckpointStore:
         self.keep = keep
         self._check_lock: Callable[[], None] | None = None  # while it is held
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from training in the run folder; raises InUseError if one does."""
-        atomic_io.make_folder(self.run_folder)
-        return self._lock()
-
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in the run folder; raises InUseError if one does."""
         with atomic_io.lock(self.run_folder / ".lock", f"run folder {self.run_folder}") as self._check_lock:
             yield
         self._check_lock = None

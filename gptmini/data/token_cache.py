@@ -45,7 +45,6 @@ def _entry(kind: str, *made_from: str | int) -> Path:
 @contextmanager
 def exclusive(entry: Path, quiet: bool) -> Iterator[None]:
     """Hold an entry for the block: wait for other processes, and remove what a killed one left in it."""
-    atomic_io.make_folder(entry)
     with ExitStack() as stack:
         for attempt in itertools.count():
             try:

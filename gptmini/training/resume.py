@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gptmini.atomic_io import make_folder
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, ModelConfig
 from gptmini.data.token_files import TokenData
@@ -38,11 +39,11 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
         yield
         return
     try:
-        lock = store.lock()
+        make_folder(store.run_folder)
     except OSError as error:
         reason = f"the folder cannot be made: {error.filename}: {error.strerror}"
         raise UserError(f"train.out_dir = {store.run_folder}: {reason}") from None
-    with lock:
+    with store.lock():
         _refuse_another_run(store, resume)  # again: a faster process may have begun one meanwhile
         store.clean()
         yield

@@ -200,10 +200,8 @@ BUGS = [
         "the run folder is locked only to look into it",
         runs.check_locked_run,
         resume,
-        "        lock = store.lock()\n",
-        "        with store.lock():\n"
-        "            from contextlib import nullcontext\n\n"
-        "        lock = nullcontext()\n",
+        "    with store.lock():\n        _refuse_another_run",
+        "    with store.lock():\n        pass\n    if True:\n        _refuse_another_run",
     ),
     (
         "another text is resumed with",
