@@ -106,7 +106,7 @@ def _summarize(chunks: Iterable[bytes | memoryview]) -> Summary:
 
 
 def _read_back(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Raise DamagedError if the file does not begin with these bytes."""
+    """Raise DamagedError if the file does not hold exactly these bytes."""
     buffer = bytearray(2**20)  # small enough for the processor's cache
     with open(path, "rb") as file:
         for chunk in chunks:
@@ -114,6 +114,8 @@ def _read_back(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
                 part = memoryview(chunk)[start : start + len(buffer)]
                 if file.readinto(memoryview(buffer)[: len(part)]) != len(part) or buffer[: len(part)] != part:
                     raise DamagedError(f"{path}: the disk does not return what was written to it")
+        if file.read(1):
+            raise DamagedError(f"{path}: the disk does not return what was written to it")
 
 
 def _read_manifest(path: Path) -> dict[str, Summary]:
