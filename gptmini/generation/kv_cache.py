@@ -1,10 +1,8 @@
 """Keys and values of past tokens, kept so that a new token costs one position and not the whole text.
 
 A cached step computes only the last rows of attention: queries of the new positions against the keys of
-everything so far, under the last rows of the causal mask. Nothing else in the model changes.
-
-Rows of a batch may differ in length, without padding: each key is stored at its token's position, so a
-shorter row has nothing yet where a longer one continues, and its row of the mask hides what lies there.
+everything so far. Rows of a batch may differ in length, without padding: each key is stored at its token's
+position, and a row's mask hides what lies past its end.
 """
 
 import copy

@@ -45,7 +45,7 @@ class Session:
         write: Callable[[str], object] = lambda text: print(text, end="", flush=True),
         **sampling: float | None,
     ) -> None:
-        """`text` is what to begin with. The n-th continuation samples with seed + n, from 0."""
+        """`text` is what to begin with. Continuation n samples with seed + n, from 0."""
         self.model, self.tokenizer, self.text = model, tokenizer, text
         self.max_new_tokens, self.seed, self.stop = max_new_tokens, seed, stop
         self.options = validate(SamplingOptions, sampling, "sampling")

@@ -32,9 +32,8 @@ def generate_text(
     """Texts that continue `prompt`, one per sample, prompt included; sample k samples with seed + k.
 
     A text ends before its end-of-text token or before the first of the `stop` strings. An empty prompt
-    starts from end of text. `sampling` and `logits_hook` are those of `generate`. With
-    `truncate_prompt`, of a prompt longer than the context only the last tokens are read. Raises UserError as
-    `generate` does.
+    starts from end of text. With `truncate_prompt`, only the last tokens of a prompt longer than the context
+    are read. `sampling`, `logits_hook` and what raises UserError are as in `generate`.
     """
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt)
     for first in range(0, num_samples, MAX_BATCH):
@@ -75,9 +74,7 @@ def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool)
     ids = tokenizer.encode(prompt)
     if not ids:
         if tokenizer.end_of_text is None:
-            raise UserError(
-                "the prompt is empty, and this tokenizer has no end of text to start from: give one"
-            )
+            raise UserError("the prompt is empty, and this tokenizer has no end of text: give a prompt")
         ids = [tokenizer.end_of_text]
     return ids[-unwrap(model).config.context_length :] if truncate else ids
 
