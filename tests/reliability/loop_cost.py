@@ -56,7 +56,7 @@ def bare_loop(config):
         loss.item()
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        model.zero_grad()
     return (time.perf_counter() - started) / STEPS
 
 
