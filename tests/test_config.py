@@ -231,17 +231,17 @@ def _plausible(node):
 
 
 @st.composite
-def _values(draw, wild):
+def _values(sample, wild):
     """Sections with some of their keys; a few keys and values are anything where it is `wild`."""
     values = {}
     for key, node in flatten_schema(Config).items():
         section, name = key.split(".")
-        if draw(st.integers(0, 9)) < 2:
-            strange = wild and draw(st.integers(0, 9)) == 0
-            values.setdefault(section, {})[name] = draw(_ANYTHING if strange else _plausible(node))
-    if wild and draw(st.integers(0, 4)) == 0:
-        target = values.setdefault(draw(st.sampled_from(["model", "train"])), {})
-        draw(st.sampled_from([values, target]))[draw(_TEXTS)] = draw(_ANYTHING)
+        if sample(st.integers(0, 9)) < 2:
+            strange = wild and sample(st.integers(0, 9)) == 0
+            values.setdefault(section, {})[name] = sample(_ANYTHING if strange else _plausible(node))
+    if wild and sample(st.integers(0, 4)) == 0:
+        target = values.setdefault(sample(st.sampled_from(["model", "train"])), {})
+        sample(st.sampled_from([values, target]))[sample(_TEXTS)] = sample(_ANYTHING)
     return values
 
 

@@ -81,8 +81,8 @@ def test_bad_bytes_are_decoded_as_python_would(blocks, errors):
 def test_a_sample_is_bounded_and_spread_over_the_text():
     texts = [f"text number {i:03}".encode() for i in range(100)]
     assert list(in_memory(*texts).texts(10_000)) == [text.decode() for text in texts]
-    spread = list(in_memory(*texts).texts(150))
-    assert spread == ["text number 000", "text number 010", "text number 020"] + [
+    stretched = list(in_memory(*texts).texts(150))
+    assert stretched == ["text number 000", "text number 010", "text number 020"] + [
         f"text number {i:03}" for i in range(30, 100, 10)
     ]
     assert list(in_memory(*texts).texts(10_000, end=20)) == ["text number 000", "text "]

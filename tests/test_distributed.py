@@ -310,9 +310,9 @@ def test_each_rank_holds_half_of_a_sharded_model_and_its_optimizer_and_starts_fr
 
 def test_activation_checkpointing_changes_no_bit():
     plain = run_training(name="plain", world_size=1)
-    again = run_training("--runtime.activation-checkpointing", "true", name="again", world_size=1)
-    assert metrics(again) == metrics(plain)
-    assert all(torch.equal(tensors(plain)[name], tensor) for name, tensor in tensors(again).items())
+    recomputed = run_training("--runtime.activation-checkpointing", "true", name="again", world_size=1)
+    assert metrics(recomputed) == metrics(plain)
+    assert all(torch.equal(tensors(plain)[name], tensor) for name, tensor in tensors(recomputed).items())
     args = ["--runtime.activation-checkpointing", "true", "--runtime.parallel", "fsdp"]
     assert_close(run_training(*args, name="sharded"), plain, 1e-5)
 

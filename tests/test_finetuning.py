@@ -95,9 +95,9 @@ def test_each_gpt2_goes_in_and_out_with_transformers_logits(n_layer, n_head, gpt
     back, same_tokenizer = gptmini.load(saved)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
     assert same_tokenizer.digest == tokenizer.digest
-    again = GPT2LMHeadModel.from_pretrained(saved).eval()
+    reloaded = GPT2LMHeadModel.from_pretrained(saved).eval()
     with torch.inference_mode():
-        assert torch.equal(again(tokens).logits, expected)
+        assert torch.equal(reloaded(tokens).logits, expected)
 
 
 def test_twenty_steps_match_a_transformers_loop_step_for_step(gpt2, corpus):
@@ -260,8 +260,8 @@ def test_a_name_on_the_hub_is_fetched_once_and_never_its_pickles(hub, tmp_path, 
     _, tokenizer = gptmini.load(tmp_path / "run")
     assert tokenizer.digest == load_tokenizer(gpt2).digest
     offline = "http://127.0.0.1:9"  # no server listens there
-    again = train_from_the_hub(tmp_path, corpus, offline, "someone/tiny-gpt2", "again")
-    assert (again.returncode, again.stderr) == (0, "")
+    reloaded = train_from_the_hub(tmp_path, corpus, offline, "someone/tiny-gpt2", "again")
+    assert (reloaded.returncode, resumed.stderr) == (0, "")
 
 
 def test_a_name_that_cannot_be_fetched_is_one_line_that_says_what_to_do(tmp_path, corpus):

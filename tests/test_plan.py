@@ -125,7 +125,7 @@ def test_micro_batches_and_ranks_share_the_activations():
     assert halves.activations == shared.activations == full.activations / 2
     assert shared.weights == full.weights
     assert shared.logits < halves.logits < full.logits  # halves hold those of the micro batch before too
-    assert shared.peak - shared.rest < halves.peak - halves.rest < full.peak - full.rest
+    assert shared.peak - shared.overhead < halves.peak - halves.overhead < full.peak - full.overhead
 
 
 def test_ranks_of_a_sharded_model_share_weights_gradients_and_optimizer():

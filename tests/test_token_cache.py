@@ -24,8 +24,8 @@ def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_p
     assert prepared(tmp_path, "some text " * 20).digest == first.digest
     assert (folder / "train.bin").stat().st_mtime_ns == before
     (folder / "train.bin").write_bytes(b"x")
-    again = prepared(tmp_path, "some text " * 20)
-    assert again.train.tolist() == tokens
+    reopened = prepared(tmp_path, "some text " * 20)
+    assert reopened.train.tolist() == tokens
 
 
 def test_a_learned_tokenizer_that_was_changed_is_learned_anew():
@@ -35,8 +35,8 @@ def test_a_learned_tokenizer_that_was_changed_is_learned_anew():
     other["model"]["vocab"].pop(other["model"]["merges"].pop().replace(" ", ""))
     other["added_tokens"][0]["id"] -= 1
     file.write_text(json.dumps(other))
-    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    assert again.tokenizer.digest == first.tokenizer.digest
+    reopened = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    assert reopened.tokenizer.digest == first.tokenizer.digest
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused_and_leaves_nothing():
@@ -65,9 +65,9 @@ def test_a_text_that_changes_between_runs_is_prepared_anew(tmp_path):
 def test_a_tokenizer_is_learned_once_for_a_text(monkeypatch):
     first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
     monkeypatch.setattr("gptmini.data.prepare.build_tokenizer", None)
-    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    reopened = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
     given = prepare_corpus(corpus_of(b"some text " * 50), 0.1, first.tokenizer, 4, quiet=True)
-    assert first.digest == again.digest == given.digest
+    assert first.digest == reopened.digest == given.digest
     assert len(list((cache_folder() / "tokens").iterdir())) == 1
 
 
@@ -77,9 +77,9 @@ def test_a_damaged_cache_is_made_anew(name, damage):
     first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
     (file,) = cache_folder().glob(name)
     damage(file)
-    again = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
-    assert again.digest == first.digest
-    assert again.train.tolist() == first.train.tolist()
+    reopened = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    assert reopened.digest == first.digest
+    assert reopened.train.tolist() == first.train.tolist()
     assert json.loads(file.read_text())
 
 
@@ -121,8 +121,8 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not list((cache_folder() / "tokens").glob("*/tokens"))
-    again = start(tmp_path / "a.txt")
-    out, errors = again.communicate(timeout=100)
-    assert (again.returncode, errors) == (0, "")
+    reopened = start(tmp_path / "a.txt")
+    out, errors = reopened.communicate(timeout=100)
+    assert (reopened.returncode, errors) == (0, "")
     assert out.split()[1] == out.split()[2]
     assert not list((cache_folder() / "tokens").glob("*/.tmp-*"))

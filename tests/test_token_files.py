@@ -21,11 +21,11 @@ def test_the_bytes_of_text_that_ids_stand_for_are_counted(tmp_path):
 def test_the_files_of_a_folder_are_the_tokens_that_were_written(tmp_path):
     data = prepared(tmp_path, "some text " * 20)
     (folder,) = (cache_folder() / "tokens").glob("*/tokens")
-    again = open_token_files(folder)
-    assert again.digest == data.digest
-    assert np.fromfile(folder / "train.bin", "<u2").tolist() == again.train.tolist()
+    reopened = open_token_files(folder)
+    assert reopened.digest == data.digest
+    assert np.fromfile(folder / "train.bin", "<u2").tolist() == reopened.train.tolist()
     with pytest.raises(ValueError, match="read-only"):
-        again.train[0] = 0
+        reopened.train[0] = 0
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,9 @@ def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[
     """
     positionals: list[str] = []
     values: dict[str, Any] = {}
-    rest = list(args)
-    while rest:
-        word = rest.pop(0)
+    remaining = list(args)
+    while remaining:
+        word = remaining.pop(0)
         if not word.startswith("--"):
             positionals.append(word)
             continue
@@ -90,16 +90,16 @@ def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[
             raise UserError(f"{flag_name(key)} is given twice")
         # The words of its value, without which a flag is true.
         if equals:
-            words = [value]
+            texts = [value]
         elif _is_flag(key, known[key]):
-            words = [rest.pop(0)] if rest and rest[0] in ("true", "false") else ["true"]
+            texts = [remaining.pop(0)] if remaining and remaining[0] in ("true", "false") else ["true"]
         else:
-            most = len(rest) if "array" in _kinds(known[key]) else 1
-            words = list(takewhile(lambda word: not word.startswith("--"), rest[:most]))
-            del rest[: len(words)]
-        if not words:
+            most = len(remaining) if "array" in _kinds(known[key]) else 1
+            texts = list(takewhile(lambda word: not word.startswith("--"), remaining[:most]))
+            del remaining[: len(texts)]
+        if not texts:
             raise UserError(f"{flag_name(key)} needs a value: {describe_type(known[key])}")
-        values[key] = _read(words, known[key])
+        values[key] = _read(texts, known[key])
     return positionals, values
 
 
@@ -168,10 +168,10 @@ def add_options(parser: argparse.ArgumentParser, known: Options) -> list[argpars
     return actions
 
 
-def _read(words: Sequence[str], node: Mapping[str, Any]) -> Any:
+def _read(texts: Sequence[str], node: Mapping[str, Any]) -> Any:
     """The value of an option as YAML reads it; a word stays text where the key takes any text."""
     kinds, read = _kinds(node), []
-    for word in words:
+    for word in texts:
         if accepts_text(node):
             read.append(None if word == "null" and "null" in kinds else word)
             continue
@@ -204,18 +204,18 @@ def _metavar(node: Mapping[str, Any]) -> str:
     >>> [_metavar(keys[key]) for key in ("optim.optimizer", "runtime.threads", "data.val_corpus")]
     ['adamw|muon', 'auto|N', 'PATH|null']
     """
-    words: list[str] = []
+    texts: list[str] = []
     for member in node.get("anyOf", [node]):
         if member.get("type") == "array":
             member = (member.get("prefixItems") or [member["items"]])[0]
         if "const" in member or "enum" in member:
-            words += map(str, member.get("enum") or [member["const"]])
+            texts += map(str, member.get("enum") or [member["const"]])
         elif "examples" in member:
-            words.append(member["examples"][0])
+            texts.append(member["examples"][0])
         else:
             kind = member.get("format") or member["type"]
-            words.append(_METAVARS.get(kind, kind))
-    return "|".join(dict.fromkeys(words))
+            texts.append(_METAVARS.get(kind, kind))
+    return "|".join(dict.fromkeys(texts))
 
 
 def _default(value: Any) -> str:

@@ -30,22 +30,22 @@ class WindowSampler:
     def starts(self, step: int, batch_size: int) -> np.ndarray:
         """Where the windows of step 0, 1, ... begin in the stream, int64 (batch_size,)."""
         # The windows of all epochs are numbered on from 0; each step takes the next batch_size of them.
-        numbers = step * batch_size + np.arange(batch_size)
-        epochs = numbers // self.per_epoch  # a batch may reach into the next epoch
+        indices = step * batch_size + np.arange(batch_size)
+        epochs = indices // self.per_epoch  # a batch may reach into the next epoch
         return np.concatenate(
             [
-                self._starts_in_epoch(int(epoch), numbers[epochs == epoch] % self.per_epoch)
+                self._starts_in_epoch(int(epoch), indices[epochs == epoch] % self.per_epoch)
                 for epoch in np.unique(epochs)
             ]
         )
 
-    def _starts_in_epoch(self, epoch: int, numbers: np.ndarray) -> np.ndarray:
+    def _starts_in_epoch(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """Where the windows with these numbers in an epoch begin."""
         # Windows lie side by side. The first begins at another offset in each epoch, so that a token is not
         # always seen at the same position.
         slack = len(self.tokens) - 1 - self.per_epoch * self.context_length
         offset = derive_key(self.seed, epoch) % min(self.context_length, slack + 1)
-        return offset + self.context_length * permute(numbers, self.per_epoch, (self.seed, epoch))
+        return offset + self.context_length * permute(indices, self.per_epoch, (self.seed, epoch))
 
     def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor]:
         """The windows at `starts`: inputs and targets, int64 (B, T), each target the token after its input.

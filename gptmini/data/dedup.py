@@ -58,8 +58,8 @@ class ParagraphDeduplicator:
 
 def _contains(seen: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Which hashes are among the sorted `seen`, by binary search; np.isin would scan all of `seen`."""
-    place = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)
-    return seen[place] == hashes if len(seen) else np.zeros(len(hashes), dtype=bool)
+    index = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)
+    return seen[index] == hashes if len(seen) else np.zeros(len(hashes), dtype=bool)
 
 
 def split_paragraphs(waiting: bytes, chunk: Chunk) -> list[bytes]:

@@ -175,17 +175,17 @@ def _json_lines(path: Path, text_field: str) -> Iterator[Document]:
                 yield Document(f"{path}:{number}", [_json_text(line, f"{path}:{number}", text_field)])
 
 
-def _json_text(line: bytes, place: str, text_field: str) -> bytes:
+def _json_text(line: bytes, location: str, text_field: str) -> bytes:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not a line of JSON: {error}") from None
+        raise UserError(f"{location}: not a line of JSON: {error}") from None
     text = value.get(text_field) if isinstance(value, dict) else None
     if not isinstance(text, str):
         found = "it is no JSON object"
         if isinstance(value, dict):
             found = f"it is {json.dumps(text)}" if text_field in value else f"it has {', '.join(value)}"
-        raise UserError(f"{place}: has no text in the field {text_field}: {found:.200}")
+        raise UserError(f"{location}: has no text in the field {text_field}: {found:.200}")
     return text.encode("utf-8", errors="surrogatepass")  # "\ud800" is JSON, but refused later as no UTF-8
 
 

@@ -161,14 +161,14 @@ def _split(corpus: Corpus, validation: float | Corpus) -> _Split:
             corpus.python_version or validation.python_version,
         )
         return _Split(both, train_bytes=total, between_documents=True)
-    place = int(total * (1 - validation))
+    boundary = int(total * (1 - validation))
     # prefer the end of a document, if the nearest is within half a validation split
     ends = np.cumsum(contents.document_bytes)[:-1]
     if len(ends):
-        nearest = int(ends[np.abs(ends - place).argmin()])
-        if abs(nearest - place) <= validation * total / 2:
+        nearest = int(ends[np.abs(ends - boundary).argmin()])
+        if abs(nearest - boundary) <= validation * total / 2:
             return _Split(corpus, nearest, between_documents=True)
-    return _Split(corpus, place, between_documents=False)
+    return _Split(corpus, boundary, between_documents=False)
 
 
 def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> None:

@@ -94,15 +94,15 @@ class Session:
         try:
             for _ in continue_texts(self.model, ids, [text], self.max_new_tokens, **options):
                 count += 1
-                self.show(text.pop())
+                self.echo(text.pop())
         finally:  # Ctrl-C too: what was shown is part of the text
-            self.show(text.flush())
+            self.echo(text.flush())
             self.write("\n")
             if self.show_speed:
                 seconds = time.perf_counter() - started
                 self.write(f"[{count} tokens after {len(ids)}, {count / seconds:.1f} tokens/s]\n")
 
-    def show(self, piece: str) -> None:
+    def echo(self, piece: str) -> None:
         """Append a piece to the text and write it to the screen."""
         self.text += piece
         self.write(visible(piece))

@@ -93,7 +93,7 @@ def _memory_table(memories: Mapping[str, Memory]) -> Iterator[str]:
         "gathered": "gathered layers",
         "update": "Muon's update",
         "saved": "to save (rank 0)",
-        "rest": "PyTorch + fragmentation",
+        "overhead": "PyTorch + fragmentation",
         "peak": "at the peak",
     }
     yield f"{'memory of a rank':24}" + "".join(f"{name:>14}" for name in memories)

@@ -28,7 +28,7 @@ class Memory:
     gathered: int  # what a rank of a sharded model holds in full for a while: embeddings, a block or two
     update: int  # temporaries of Muon's update; AdamW needs none
     saved: int  # what the main rank gathers of a sharded model for a checkpoint, in main memory
-    rest: int  # PyTorch + fragmentation
+    overhead: int  # PyTorch + fragmentation
     peak: int  # the total at the worst moment: in the backward pass, in the update, or while saving
 
 
@@ -166,19 +166,19 @@ def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -
         stack, grams = L * 8 * C * C, L * 2 * C * C
         update = 4 * 2 * stack + max(4 * stack, (4 if on_cpu and width == 4 else 2) * (2 * stack + 2 * grams))
 
-    rest = PYTORCH_BYTES + (RANKS_BYTES if world_size > 1 else 0) + (FRAGMENTATION_BYTES if on_cpu else 0)
+    overhead = PYTORCH_BYTES + (RANKS_BYTES if world_size > 1 else 0) + (FRAGMENTATION_BYTES if on_cpu else 0)
     if on_cpu and not sharded and not recompute:
         # Freed memory is kept from step to step (runtime.tune_malloc), so all adds up, and not every later
         # tensor fits into what was freed. DDP allocates its buckets twice.
-        rest += activations // 4 + (gradients // 2 if world_size > 1 else 0)
+        overhead += activations // 4 + (gradients // 2 if world_size > 1 else 0)
         working = activations + (logits + gradients if accumulates else max(logits, gradients)) + update
     else:
         backward_begins = activations + max(logits, gathered) + (gradients if accumulates else 0)
         backward_ends = gradients + gathered + (block if recompute else 0)
         working = max(backward_begins, backward_ends, gradients + update, saved if on_cpu else 0)
     weights, optimizer = 4 * parameters // shards + copies, averages // shards
-    peak = weights + optimizer + working + rest
-    return Memory(weights, optimizer, gradients, activations, logits, gathered, update, saved, rest, peak)
+    peak = weights + optimizer + working + overhead
+    return Memory(weights, optimizer, gradients, activations, logits, gathered, update, saved, overhead, peak)
 
 
 def activation_bytes_per_sequence(

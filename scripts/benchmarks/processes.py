@@ -18,11 +18,11 @@ def write_words(path: Path, size: int) -> None:
     """Write about `size` bytes of text made of random words."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(5000)], dtype=object)
+    args = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(5000)], dtype=object)
     with path.open("w", encoding="utf-8") as file:
         written = 0
         while written < size:
-            written += file.write(" ".join(words[rng.integers(len(words), size=2000)]) + "\n\n")
+            written += file.write(" ".join(args[rng.integers(len(args), size=2000)]) + "\n\n")
 
 
 def write_config(config: dict[str, dict[str, object]], folder: Path) -> str:

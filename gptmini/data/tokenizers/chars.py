@@ -79,14 +79,14 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
         return ids
 
     def _unknown_character(self, text: str, position: int, chunk: Chunk | None) -> UserError:
-        place, advice = "", "leave it out"
+        index, advice = "", "leave it out"
         if chunk is not None:
-            place = f"{chunk.source}: byte {chunk.offset + len(text[:position].encode())}: "
+            index = f"{chunk.source}: byte {chunk.offset + len(text[:position].encode())}: "
             advice = "use tokenizer.kind = bpe or bytes, which know them all"
         character = text[position]
         name = unicodedata.name(character, "a character without name")
         return UserError(
-            f"{place}the character {character!r} (U+{ord(character):04X}, {name}) is not among the "
+            f"{index}the character {character!r} (U+{ord(character):04X}, {name}) is not among the "
             f"{len(self.characters)} characters of this tokenizer; {advice}"
         )
 
