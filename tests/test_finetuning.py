@@ -261,7 +261,7 @@ def test_a_name_on_the_hub_is_fetched_once_and_never_its_pickles(hub, tmp_path, 
     assert tokenizer.digest == load_tokenizer(gpt2).digest
     offline = "http://127.0.0.1:9"  # no server listens there
     reloaded = train_from_the_hub(tmp_path, corpus, offline, "someone/tiny-gpt2", "again")
-    assert (reloaded.returncode, resumed.stderr) == (0, "")
+    assert (reloaded.returncode, reloaded.stderr) == (0, "")
 
 
 def test_a_name_that_cannot_be_fetched_is_one_line_that_says_what_to_do(tmp_path, corpus):
