@@ -290,3 +290,9 @@ def dump_config(config: Config, complete: bool = True) -> str:
     Every key stands in it, or, if not `complete`, those that are not at their defaults.
     """
     return dump_yaml(config.model_dump(mode="json", exclude_defaults=not complete))
+
+
+def flatten_config(config: Config) -> dict[str, Any]:
+    """The config's values by dotted key, such as `optim.lr`, as JSON has them."""
+    sections = config.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}

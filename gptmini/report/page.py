@@ -12,11 +12,11 @@ from typing import Any
 from gptmini import __version__
 from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import load_model
-from gptmini.config import RuntimeConfig
+from gptmini.config import RuntimeConfig, flatten_config
 from gptmini.data.prepare import prepare
 from gptmini.errors import DamagedError, UserError
 from gptmini.evaluation.baselines import Baselines, measure_baselines
-from gptmini.report.runs import Run, flat_config, read_runs
+from gptmini.report.runs import Run, read_runs
 from gptmini.report.surprisal import extreme_windows
 from gptmini.training.runtime import Runtime, start_runtime
 
@@ -130,7 +130,7 @@ def _duration(seconds: float) -> str:
 def _tables(runs: list[Run]) -> str:
     """Config, machine and commands of the runs, as sections of the page."""
     names = [run.name for run in runs]
-    config = _rows([flat_config(run.config) for run in runs])
+    config = _rows([flatten_config(run.config) for run in runs])
     differing = [row for row in config if len(set(row[1:])) > 1]
     same = [row[:2] for row in config if row not in differing]
     page = "<section id='config'><h2>Config</h2>"

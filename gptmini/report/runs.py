@@ -33,12 +33,6 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
     return [_read_run(name, path) for name, path in zip(named, paths, strict=True)]
 
 
-def flat_config(config: Config) -> dict[str, Any]:
-    """The config's values by dotted key."""
-    sections = config.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-
-
 def _read_run(name: str, folder: Path) -> Run:
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: not a run folder: it needs the config.yaml and metrics.jsonl of a run")

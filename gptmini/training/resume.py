@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from gptmini.atomic_io import make_folder
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
-from gptmini.config import Config, ModelConfig
+from gptmini.config import Config, ModelConfig, flatten_config
 from gptmini.data.token_files import TokenData
 from gptmini.distributed.context import DistributedContext, copy_full_
 from gptmini.errors import DamagedError, UserError
@@ -146,7 +145,7 @@ def check_resumable(
     """
     # Through the schema, so that a key or value which was renamed since compares equal to its new name.
     old_config = validate(Config, saved.config, "the config saved in training/state.json")
-    now, then = _flatten(config), _flatten(old_config)
+    now, then = flatten_config(config), flatten_config(old_config)
     if {now["model.attention"], then["model.attention"]} == {"eager", "additive"}:
         then["model.attention"] = now["model.attention"]  # the two give the same bits
     changed = [key for key in now if now[key] != then[key]]
@@ -193,9 +192,3 @@ def affects_numerics(key: str) -> bool:
     # These only change what is reported or kept.
     reporting = ("out_dir", "init_from", "keep_checkpoints", "trackers")
     return not (name.endswith(("_interval", "_patience", "eval_tokens")) or name in reporting)
-
-
-def _flatten(config: Config) -> dict[str, Any]:
-    """The config's values by dotted key, as JSON has them."""
-    sections = config.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
