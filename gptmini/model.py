@@ -19,20 +19,6 @@ from gptmini.config import GPTConfig
 from gptmini.errors import UserError
 
 
-class Cache(Protocol):
-    """What the model asks of a key-value cache; `generation/kv_cache.py` has one."""
-
-    @property
-    def length(self) -> int:
-        """Tokens held so far, in the longest row."""
-
-    def advance(self, T: int) -> tuple[Tensor, Tensor]:
-        """Make room for T more; returns their positions, (T,) or (B, T), and mask, (T, S) or (B, 1, T, S)."""
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's k and v (B, H, T, D) at these positions; returns all it holds, (B, H, S, D)."""
-
-
 def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
     """Which of S keys the last T positions may attend to, (T, S) bool: each to itself and its past.
 
@@ -41,7 +27,7 @@ def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
             [ True,  True, False],
             [ True,  True,  True]])
     """
-    # a function of the two lengths: a stored buffer would hold garbage after `to_empty`
+    # The T queries are the last T of the S keys, so the triangle starts S - T columns further right.
     return torch.tril(torch.ones(T, S, dtype=torch.bool, device=device), diagonal=S - T)
 
 
@@ -57,31 +43,49 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -
     >>> eager(zeros, zeros, values, causal_mask(3, 3)).flatten()
     tensor([2., 3., 5.])
     """
-    # A score q.k is a sum of D products: dividing by sqrt(D) keeps its variance near 1 at every head width,
-    # and softmax away from the all-or-nothing weights through which no gradient flows.
+    # A score q.k is a sum of D products. Dividing by sqrt(D) (here on q, which is smaller) keeps its variance
+    # near 1 for every D; larger scores would make softmax put all weight on one key, with gradients near 0.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    scores.masked_fill_(~mask, -math.inf)  # softmax turns -inf into a weight of exactly 0
+    # Fill where a query may not attend: softmax turns -inf into a weight of exactly 0.
+    scores.masked_fill_(~mask, -math.inf)  # (T, S) broadcasts to (B, H, T, S)
     weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S), rows sum to 1
     return weights @ v  # (B, H, T, D)
 
 
 def additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """`eager` bit for bit, and faster to train: adding 0 or -inf needs no backward pass."""
+    """`eager` bit for bit, but faster to train: the backward pass of an addition copies no (T, S) tensor."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    scores += torch.where(mask, 0.0, -math.inf)
+    scores += torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -math.inf)  # 0 or -inf
     return F.dropout(scores.softmax(dim=-1), dropout) @ v  # (B, H, T, D)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """`eager` to rounding, in one fused kernel that never stores the (T, S) scores."""
-    if q.shape[-2] == k.shape[-2]:  # the whole triangle: kernels that know it skip the masked half
+    """`eager` up to rounding, in one fused kernel that never stores the (T, S) scores."""
+    if q.shape[-2] == k.shape[-2]:  # the mask is the whole triangle: with is_causal kernels skip half of it
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    if q.shape[-2] == 1 and mask.dim() == 2:  # one new token attends to all of the past
+    if q.shape[-2] == 1 and mask.dim() == 2:  # one new token attends to every key: nothing is masked out
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
+# `model.attention` in the config: eager is the one to read, additive the fastest to train on a CPU, sdpa for
+# long contexts, GPUs and generating. A test holds them equal.
 ATTENTION = {"eager": eager, "additive": additive, "sdpa": sdpa}
+
+
+class Cache(Protocol):
+    """What generation may hand to the model: a store for keys and values of past tokens, so that they are not
+    computed again. Training passes none; `generation/kv_cache.py` has one."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held so far, in the longest row."""
+
+    def advance(self, T: int) -> tuple[Tensor, Tensor]:
+        """Make room for T more; returns their positions, (T,) or (B, T), and mask, (T, S) or (B, 1, T, S)."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's k and v (B, H, T, D) at these positions; returns all it holds, (B, H, S, D)."""
 
 
 class CausalSelfAttention(nn.Module):
@@ -90,20 +94,20 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.layer = layer  # whose keys and values these are, to a cache
+        self.layer = layer  # its number, by which a cache stores its keys and values
         self.dropout = config.dropout
         self.attend = ATTENTION[config.attention]
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # 3: q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
         """Mix (B, T, C) across positions; returns (B, T, C)."""
         B, T, C = x.shape
-        # Of each position, in one product: the query (what it looks for), the key (what it is found by) and
-        # the value (what it hands to those that find it).
+        # For each position, in one product: the query (what it looks for), the key (what it is found by) and
+        # the value (what it passes on to those that find it).
         qkv = self.c_attn(x).split(C, dim=-1)  # 3 x (B, T, C)
-        # Cut the width into H heads and move them beside the batch: each head attends on its own.
-        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in qkv)  # 3 x (B, H, T, D)
+        # Each head attends on its own: (B, T, C) -> (B, T, H, D) -> (B, H, T, D), with C = H * D.
+        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in qkv)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         dropout = self.dropout if self.training else 0.0
@@ -145,9 +149,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        # x is the residual stream: layers only add to it, so gradients reach every layer undiminished.
-        # LayerNorm gives what a layer reads mean 0 and variance 1, however large the stream has grown.
+        """Add attention and MLP to the residual stream (B, T, C)."""
+        # The residual stream is the vector at each position that all layers add to. An addition passes its
+        # gradient on unchanged, so deep models train. LayerNorm rescales what is read: mean 0, variance 1.
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -171,12 +175,12 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.token_embedding.weight  # tied: reading and writing share one table
+        self.lm_head.weight = self.token_embedding.weight  # tied: one table for input and output
         self.init_weights()
 
     def init_weights(self) -> None:
-        """GPT-2's rule: normal(0, 0.02) everywhere, and 0.02 / sqrt(2 n_layer) where a layer writes to the
-        residual stream, so that its variance does not grow with depth; biases start at zero."""
+        """GPT-2's rule: normal(0, 0.02), and 0.02 / sqrt(2 n_layer) for the 2 n_layer projections that add to
+        the residual stream, so that its variance does not grow with depth; biases start at zero."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)  # LayerNorm; biases
@@ -206,16 +210,17 @@ class GPT(nn.Module):
             positions, mask = torch.arange(T, device=tokens.device), causal_mask(T, T, tokens.device)
         else:
             positions, mask = cache.advance(T)
-        # Attention itself is blind to order: a learned vector for each position tells tokens apart by place.
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, C)
+        # Attention does not see the order of its keys, so each position 0, 1, ... adds a learned vector.
+        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C) + (T, C)
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask, cache)  # (B, T, C)
         return self.ln_f(x)
 
     def _check(self, tokens: Tensor, cache: Cache | None) -> None:
-        """Raise UserError, saying what to do, where PyTorch's own error would not."""
-        if isinstance(cache, Tensor):
-            raise UserError("for a loss call F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())")
+        """Raise UserError, with what to do, for mistakes that PyTorch would report in its own terms."""
+        if isinstance(cache, Tensor):  # model(x, y), as in nanoGPT
+            raise UserError("for a loss: F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())")
         dtype, shape = getattr(tokens, "dtype", type(tokens)), tuple(getattr(tokens, "shape", ()))
         if dtype not in (torch.int64, torch.int32) or len(shape) != 2:
             raise UserError(f"tokens are {dtype} {shape}, not int64 (B, T): give 1-D ones as tokens[None]")

@@ -25,11 +25,12 @@ class WindowSampler:
         """`tokens` (N,) must hold at least one window of context_length tokens and its last target."""
         assert len(tokens) > context_length
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
+        # Whole windows that fit wherever the first begins; the tokens left over vary with the epoch.
         self.per_epoch = max(1, (len(tokens) - context_length) // context_length)
 
     def starts(self, step: int, batch_size: int) -> np.ndarray:
         """Where the windows of step 0, 1, ... begin in the stream, int64 (batch_size,)."""
-        # The windows of all epochs are numbered on from 0; each step takes the next batch_size of them.
+        # Windows are numbered from 0 through all epochs; step k takes those from k * batch_size on.
         indices = step * batch_size + np.arange(batch_size)
         epochs = indices // self.per_epoch  # a batch may reach into the next epoch
         return np.concatenate(
@@ -63,7 +64,7 @@ def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[
     """Inputs and targets, int64 (B, length), of the windows that begin at `starts`."""
     # One token more than the model sees: the last position needs a target too.
     windows = [torch.from_numpy(tokens[s : s + length + 1].astype(np.int64)) for s in starts]
-    release_pages(tokens)
+    release_pages(tokens)  # the file is memory-mapped: keep no page of it in this process
     # Equally long windows, stacked as rows: B of (T + 1,) make one (B, T + 1).
     rows = torch.stack(windows)
     # Targets are the inputs shifted by one: at each position the model predicts the next token.

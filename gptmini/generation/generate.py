@@ -1,9 +1,10 @@
 """From a prompt to new tokens, one at a time, under inference_mode.
 
-`generate_by_definition` says in a few lines what is generated. `generate_tokens` computes the same with less
-work, for many prompts at once: a test holds the two equal. `generate` is what a user calls.
+`generate_by_definition` is the one to read: all of generation in a few lines. `generate_tokens` gives the
+same tokens with less work, for many prompts at once (a test holds the two equal); `generate` calls it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,20 +32,23 @@ def generate_by_definition(model: GPT, tokens: Tensor, max_new_tokens: int, samp
     """
     generators = row_generators(tokens.tolist(), sampling.seed)
     for _ in range(max_new_tokens):
-        window = tokens[:, window_start(tokens.shape[1], model.config.context_length) :]  # what fits
+        window = tokens[:, window_start(tokens.shape[1], model.config.context_length) :]  # (B, <= T)
         with eval_mode(model.modules()):
             logits = model(window)[:, -1].float()  # (B, V): the last position scores the next token
-        uniforms = [generator.random() for generator in generators]  # one number decides one row
+        # Each row has a random number in [0, 1), which picks its token from softmax(logits / temperature).
+        # The tokens so far count too: a repetition penalty looks at them.
+        uniforms = [generator.random() for generator in generators]
         next_tokens = sampling.choose(logits, tokens.tolist(), uniforms)  # (B,)
-        tokens = torch.cat((tokens, next_tokens.to(tokens.device)[:, None]), dim=1)  # (B, T + 1)
+        next_tokens = next_tokens.to(tokens.device)[:, None]  # (B, 1)
+        tokens = torch.cat((tokens, next_tokens), dim=1)  # (B, T + 1)
     return tokens
 
 
 def window_start(length: int, context_length: int) -> int:
     """Where the window starts in a text of `length` tokens.
 
-    At 0 while the text fits the context. Then it jumps, so that half a context is left to attend to and half
-    to fill: learned absolute positions cannot slide along with the text.
+    At 0 while the text fits the context. After that, a window that slid by one token would give every token
+    a new position, and all cached keys and values would be wrong. So it jumps by half a context at a time.
 
     >>> [window_start(length, 8) for length in (1, 8, 9, 13, 14, 19)]
     [0, 0, 5, 5, 10, 15]
@@ -53,12 +57,13 @@ def window_start(length: int, context_length: int) -> int:
     """
     kept = max(1, context_length // 2)
     jump = context_length + 1 - kept
-    return max(0, -(-(length - context_length) // jump)) * jump
+    jumps = math.ceil((length - context_length) / jump)
+    return max(0, jumps) * jump
 
 
 @contextmanager
 def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """No dropout inside; afterwards each module is in the mode, train or eval, that it was in."""
+    """No dropout inside; each module then gets its own mode back (model.train() would set all alike)."""
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
@@ -87,10 +92,10 @@ def generate(
     Prompts of unequal length are given as lists of ids, and come back as lists. `sampling` takes the fields
     of `sampling.Sampling`: temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_token. With
     `log_probabilities` the result is a pair: the tokens, and for each row a list of what the model gave each
-    new token, in nats, before all options.
+    new token, in nats, before temperature and the other options.
 
-    A row's text depends on its own prompt and the seed, not on the rest of the batch; copies of one prompt
-    are numbered, and copy k samples with seed + k. Without a seed every call is different. (Kernels for other
+    A row's text depends on its own prompt and the seed, not on the rest of the batch; the k-th copy of a
+    prompt (from 0) samples with seed + k. Without a seed every call is different. (Kernels for other
     batch sizes, and the cache, add in another order: logits agree to about 1e-6, so a text could differ
     where two tokens tie that closely.)
 
@@ -109,7 +114,7 @@ def generate(
     Raises UserError for prompts that are empty or longer than the context, for ids outside the vocabulary,
     and for impossible options.
     """
-    prompts = read_prompts(tokens)
+    prompts = read_prompts(tokens)  # lists of ids
     if stop_token is not None:
         stop_token = whole_number("stop_token", stop_token, unwrap(model).config.vocab_size)
     added: list[list[int]] = [[] for _ in prompts]
@@ -126,7 +131,7 @@ def generate(
         added[row].append(token)
         if log_probabilities:
             scores[row].append(logits.log_softmax(dim=-1)[token].item())
-    result = join(tokens, prompts, added, stop_token)
+    result = join(tokens, prompts, added, stop_token)  # in the form in which the prompts came
     return (result, scores) if log_probabilities else result
 
 
@@ -145,7 +150,7 @@ def generate_tokens(
 
     A row ends after max_new_tokens, or with the first token for which `is_end(row, id)`.
     """
-    model = unwrap(model)
+    model = unwrap(model)  # the GPT inside DistributedDataParallel or torch.compile
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     check_prompts(model, prompts)
     if sampling.no_repeat_token is not None:
@@ -153,6 +158,7 @@ def generate_tokens(
 
     rows = {number: list(prompt) for number, prompt in enumerate(prompts)}  # those that have not ended
     generators = row_generators(prompts, sampling.seed)
+    # Room for the longest text, or for a full context if that is shorter.
     capacity = min(max(map(len, prompts), default=0) + max_new_tokens, model.config.context_length)
     cache = KVCache(model, len(rows), capacity) if use_cache else None
     modules = list(model.modules())
@@ -161,18 +167,21 @@ def generate_tokens(
             return
         texts = list(rows.values())
         windows = [text[window_start(len(text), model.config.context_length) :] for text in texts]
+        # Forward: the first time the whole prompt, then one new token per row, thanks to the cache.
         with eval_mode(modules):
-            logits = model.lm_head(last_hidden_states(model, windows, cache)).float()  # (B, V)
-        if not logits.sum().isfinite():
+            hidden = last_hidden_states(model, windows, cache)  # (B, C)
+            logits = model.lm_head(hidden).float()  # (B, V)
+        if not logits.sum().isfinite():  # one NaN or infinity makes the sum one
             raise UserError("the model gives no finite logits: its training diverged or it is damaged")
         uniforms = [generators[number].random() for number in rows]
         chosen = sampling.choose(logits, texts, uniforms, logits_hook).tolist()  # B ids
+        # Append each row's token, and hand it to the caller at once.
         ended = set()
-        for number, token, scores in zip(rows, chosen, logits, strict=True):
+        for number, token, row_logits in zip(rows, chosen, logits, strict=True):
             rows[number].append(token)
             if is_end(number, token):
                 ended.add(number)
-            yield number, token, scores
+            yield number, token, row_logits
         # Rows that have ended leave the batch, and the cache.
         if ended:
             if cache is not None:

@@ -80,8 +80,8 @@ def last_hidden_states(model: GPT, windows: Sequence[Sequence[int]], cache: KVCa
     if cache is None:
         parts = [torch.tensor(windows[a:b], device=device) for a, b in _runs(windows)]
         return torch.cat([model.hidden_states(part)[:, -1] for part in parts])
-    # Fill the cache for rows of which it holds anything but the window without its last token: at the start,
-    # and where the window has jumped.
+    # The cache of a row should hold its window except the last token. At the start, and after a jump of the
+    # window, it does not: compute keys and values of those rows anew.
     for a, b in _runs(windows):
         past = len(windows[a]) - 1
         if cache.lengths[a:b] != [past] * (b - a):

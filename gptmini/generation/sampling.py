@@ -175,7 +175,7 @@ def keep_min_p(logits: "Tensor", p: float) -> "Tensor":
 
 
 def sample(logits: "Tensor", uniforms: Sequence[float]) -> "Tensor":
-    """Sample softmax(logits) by inverting its cumulative sum at `uniforms`, B numbers in [0, 1).
+    """Sample from softmax(logits): the token where the cumulative probability passes `uniforms`, B of them.
 
     One number decides one row, so a row's token does not depend on what else is in the batch.
 
@@ -184,5 +184,6 @@ def sample(logits: "Tensor", uniforms: Sequence[float]) -> "Tensor":
     tensor([0, 1, 2])
     """
     cumulative = logits.softmax(dim=-1).cpu().double().cumsum(dim=-1)  # (B, V); not every device has double
+    # The last sum is 1 but for rounding. Count the tokens whose sum does not pass the number: that is the id.
     threshold = cumulative.new_tensor(uniforms)[:, None] * cumulative[:, -1:]  # (B, 1)
     return (cumulative <= threshold).sum(dim=-1).clamp(max=logits.shape[-1] - 1)

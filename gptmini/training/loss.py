@@ -67,7 +67,7 @@ def evaluate_batches(
         for inputs, targets in runtime.distributed.shard_batches(batches):
             with runtime.autocast():
                 logits = model(runtime.to_device(inputs))  # (B, T, V)
-            if len(targets):  # empty where a rank of a sharded model only keeps the others company
+            if len(targets):  # FSDP: a rank without a batch left computes one, as the others need its shard
                 # Weighted by token, so that a shorter last batch does not count more.
                 nats += next_token_loss(logits, runtime.to_device(targets)).item() * targets.numel()
                 tokens += targets.numel()

@@ -29,7 +29,7 @@ from gptmini.training.signals import StopSignal
 
 
 class StepResult(NamedTuple):
-    """What an optimizer step returns. Loss and norm are on the device; reading them waits for it."""
+    """What an optimizer step returns. Loss and norm stay on the device: float() waits for a GPU to finish."""
 
     loss: Tensor  # mean over the global batch, in nats per token
     grad_norm: Tensor  # before clipping
@@ -38,7 +38,7 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """A model, its optimizers, and how far they have come."""
+    """A model, its optimizers, and the number of steps they have taken."""
 
     def __init__(
         self, config: Config, runtime: Runtime, model: GPT, data: TokenData, store: CheckpointStore
@@ -46,20 +46,22 @@ class Trainer:
         self.config, self.runtime, self.data, self.store = config, runtime, data, store
         self.distributed = runtime.distributed
         self.model = model.to(runtime.device).train()
+        # AdamW; with Muon, one for the matrices of the blocks and AdamW for everything else.
         self.optimizers = build_optimizers(self.model, config.optim, runtime.matmul_dtype)
-        self.scaler = runtime.grad_scaler()
+        self.scaler = runtime.grad_scaler()  # fp16 only: scales the loss, so that no gradient becomes 0
         self.windows = WindowSampler(data.train, config.model.context_length, config.train.seed)
         self.micro_batch_size = micro_batch_size_per_rank(config.train, self.distributed.world_size)
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.progress = Progress()
-        self.latch = NonFiniteLatch(config.train, runtime, self.windows, store)
+        self.latch = NonFiniteLatch(config.train, runtime, self.windows, store)  # stops at the first NaN
         self.state = RunState(self.model, self.optimizers, self.scaler, self.progress)
-        # Wrap the model from outside: it knows nothing of memory, compilers or ranks.
-        if config.runtime.activation_checkpointing:
+        # What saves memory, compiles or uses several processes (ranks) is added here, not in model.py.
+        if config.runtime.activation_checkpointing:  # recompute activations in the backward pass
             checkpoint_activations(self.model)
         if runtime.compile:
             self.model.compile()
-        self.ddp_model = self.distributed.wrap(self.model)  # the same model; averages gradients over ranks
+        # The same model, called through DistributedDataParallel: its backward averages gradients over ranks.
+        self.ddp_model = self.distributed.wrap(self.model)
 
     def run(self, metrics: Metrics, stop: StopSignal) -> None:
         """Train to the last step, or until early stopping: step, log, evaluate, sample, save."""
@@ -75,7 +77,8 @@ class Trainer:
             # Log now and then only: float() waits until the GPU has finished the step.
             if self.is_due(config.log_interval):
                 loss, lr = float(result.loss), lr_factor * self.config.optim.lr
-                bits = bits_per_byte(loss * self.tokens_per_step, result.text_bytes)
+                nats = loss * self.tokens_per_step  # of the whole batch; the loss is nats per token
+                bits = bits_per_byte(nats, result.text_bytes)
                 metrics.log(progress.step, "train", loss, bits, lr, float(result.grad_norm))
 
             # Evaluate on text that is not trained on, and show what the model writes.
@@ -85,7 +88,8 @@ class Trainer:
             if self.is_due(config.sample_interval):
                 self.sample(metrics)
 
-            # Save. A signal to one rank stops all; it is read once, so a later one is for the next step.
+            # Save the best, the last, and on Ctrl-C. A signal may reach one rank only, so all ranks take the
+            # largest signal number; 0 is none.
             stopping = self.distributed.all_reduce_max(stop.received)
             finished = progress.is_finished(config)
             if is_best or stopping or finished or self.is_due(config.checkpoint_interval):
@@ -98,37 +102,45 @@ class Trainer:
         """Update the weights once, by the gradient of one global batch.
 
         If the loss or the gradient norm is not finite, neither this update nor a later one is made, and
-        DivergedError is raised as soon as the device is read: on a CPU at once.
+        DivergedError is raised: on a CPU at once, on a GPU when it is next waited for.
+
+        With one process, the calls to self.distributed change nothing; outside fp16, self.scaler neither.
         """
         started, step, seed = time.perf_counter(), self.progress.step, self.config.train.seed
-        # Data: this step's windows, a share for each rank, in micro batches that fit in memory.
+        # Data: where this step's windows start (steps count from 1, the sampler from 0), a shard for each
+        # rank, in micro batches that fit in memory.
         starts = self.windows.starts(step - 1, self.config.train.batch_size)  # (batch_size,)
-        micro_batches = self.distributed.shard_batch(starts).reshape(-1, self.micro_batch_size)
-        first = self.distributed.rank * len(micro_batches)  # of the micro batches of all ranks, in order
+        shard = self.distributed.shard_batch(starts)  # (batch_size / world_size,)
+        micro_batches = shard.reshape(-1, self.micro_batch_size)  # (micro batches, micro_batch_size)
+        first = self.distributed.rank * len(micro_batches)  # this rank's first, counted over all ranks
         loss, text_bytes = torch.zeros((), device=self.runtime.device), 0.0
         for i, micro_starts in enumerate(micro_batches):
             inputs, targets = self.windows.batch(micro_starts)  # (micro_batch_size, T) each
-            seed_everything(seed, step, first + i)  # dropout is a function of the step
-            with self.distributed.accumulate(self.ddp_model, last=i + 1 == len(micro_batches)):
-                # Forward: logits in low precision, the loss in float32.
+            seed_everything(seed, step, first + i)  # so that a resumed run drops the same activations
+            is_last = i == len(micro_batches) - 1  # ranks exchange gradients once, after the last one
+            with self.distributed.accumulate(self.ddp_model, last=is_last):
+                # Forward: logits in the run's precision, the loss in float32. Gradients of micro batches add
+                # up, so each loss is divided by their number: the sum is then the mean over the batch.
                 with self.runtime.autocast():
                     logits = self.ddp_model(self.runtime.to_device(inputs))  # (micro_batch_size, T, V)
                 micro_loss = next_token_loss(logits, self.runtime.to_device(targets)) / len(micro_batches)
                 # Backward: adds to each parameter's .grad.
                 self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]
-            loss += micro_loss.detach()
-            text_bytes += self.data.tokenizer.count_bytes(targets)
+            loss += micro_loss.detach()  # the number only, not the graph behind it
+            text_bytes += self.data.tokenizer.count_bytes(targets)  # for bits per byte
         loss = self.distributed.all_reduce_mean(loss)
         (text_bytes,) = self.distributed.all_reduce_sum(text_bytes)
 
-        # Clip: an unusual batch must not throw the weights far off.
+        # Clip: scale all gradients down if their common norm is above the limit, so that one unusual batch
+        # does not move the weights far. In fp16, undo the scaling of the loss first.
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
         limit = self.config.optim.grad_clip or math.inf
         grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        # A bool on the device: true from the first NaN or infinity on, and then the update changes nothing.
         skip = self.latch.check_step(step, loss, grad_norm)
 
-        # Update the weights, and forget the gradients.
+        # Update the weights, then clear the gradients for the next step.
         for optimizer in self.optimizers:
             self.scaler.step(optimizer, skip)  # type: ignore[arg-type]  # it calls step only
         self.scaler.update()
@@ -148,19 +160,19 @@ class Trainer:
     def sample(self, metrics: Metrics) -> None:
         """Generate a text, with the same seed each time, so that only the weights differ."""
         step, seed = self.progress.step, self.config.train.seed
-        with self.distributed.unsharded(self.model):
+        with self.distributed.unsharded(self.model):  # FSDP: each rank gets all weights for a moment
             try:
                 (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
-            except UserError:  # with these arguments, only for logits that are not finite
+            except UserError:  # it can only be that the logits are not finite
                 raise self.latch.error(step, "logits that are not finite after the update") from None
         metrics.log_sample(step, text)
 
     def save(self, metrics: Metrics) -> None:
-        """Commit a checkpoint, and the metrics up to it."""
+        """Write a checkpoint, whole or not at all, and the metrics up to it."""
         self.latch.check_before_save(self.progress.step, self.model)
         metrics.sync()
         save_checkpoint(self.store, self.state, self.config, self.data, self.runtime)
 
     def is_due(self, interval: int | None) -> bool:
-        """Whether what happens every `interval` steps happens after this one."""
+        """True every `interval` steps; never for None."""
         return interval is not None and self.progress.step % interval == 0
