@@ -1,10 +1,19 @@
 """The errors that end a command, one class per exit code. The message is the one line that is printed."""
 
+import sys
+
 
 class UserError(ValueError):
     """A bad config, argument or input: what was given, what is needed, what to do."""
 
     exit_code = 2
+
+
+class MissingPackageError(UserError):
+    """An optional package is not installed; the message says how to install it for this interpreter."""
+
+    def __init__(self, what: str, package: str) -> None:
+        super().__init__(f"{what} needs {package}: {sys.executable} -m pip install {package}")
 
 
 class DivergedError(ArithmeticError):

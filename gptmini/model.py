@@ -219,13 +219,16 @@ class GPT(nn.Module):
 
     def _check(self, tokens: Tensor, cache: Cache | None) -> None:
         """Raise UserError, with what to do, for mistakes that PyTorch would report in its own terms."""
-        if isinstance(cache, Tensor):  # model(x, y), as in nanoGPT
+        if not (cache is None or hasattr(cache, "advance")):  # model(x, y), as in nanoGPT
             raise UserError("for a loss: F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())")
-        dtype, shape = getattr(tokens, "dtype", type(tokens)), tuple(getattr(tokens, "shape", ()))
-        if dtype not in (torch.int64, torch.int32) or len(shape) != 2:
-            raise UserError(f"tokens are {dtype} {shape}, not int64 (B, T): give 1-D ones as tokens[None]")
-        if shape[1] == 0:
-            raise UserError("there are no tokens, T = 0, but the model needs one: start from end of text")
-        length, limit = shape[1] + (0 if cache is None else cache.length), self.config.context_length
+        if not isinstance(tokens, Tensor):
+            raise UserError(f"tokens are a {type(tokens).__name__}: make them a tensor with torch.tensor")
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"tokens are {tokens.dtype}, not int64: call tokens.long()")
+        if tokens.dim() != 2:
+            raise UserError(f"tokens are {tuple(tokens.shape)}, not (B, T): give one text as tokens[None]")
+        if 0 in tokens.shape:
+            raise UserError(f"tokens are (B, T) = {tuple(tokens.shape)}: there are none, and one is needed")
+        length, limit = tokens.shape[1] + (0 if cache is None else cache.length), self.config.context_length
         if length > limit:
             raise UserError(f"{length} tokens do not fit the model's context_length of {limit}: crop them")

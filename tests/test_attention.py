@@ -1,5 +1,7 @@
 """Recorded attention weights: right ones, of every layer, and the model as it was before and after."""
 
+import copy
+
 import pytest
 import torch
 
@@ -82,3 +84,11 @@ def test_generating_records_a_pass_for_the_prompt_and_one_for_each_token():
         model(text[:, :-1])
     for layer in range(3):
         torch.testing.assert_close(weights[9 + layer][:, :, 0], whole[layer][:, :, 5], atol=1e-5, rtol=1e-4)
+
+
+def test_a_copy_made_in_the_block_stops_recording_with_it():
+    model = build().eval()
+    with record_attention(model) as weights:
+        twin = copy.deepcopy(model)
+    twin(tokens())
+    assert weights == []

@@ -1,5 +1,7 @@
 """Generation against transformers token for token, the cache against no cache, and what users ask for."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -385,8 +387,8 @@ def test_a_hook_that_works_in_place_leaves_the_log_probabilities_those_of_the_mo
     [
         (lambda logits, rows: logits.fill_(-torch.inf), "left no token to sample"),
         (lambda logits, rows: logits.fill_(torch.nan), "gave NaN"),
-        (lambda logits, rows: None, r"must return logits \(1, 257\), not <class 'NoneType'>"),
-        (lambda logits, rows: logits[0], r"must return logits \(1, 257\)"),
+        (lambda logits, rows: None, r"must return a tensor \(1, 257\), not NoneType \(\)"),
+        (lambda logits, rows: logits[0], r"must return a tensor \(1, 257\), not Tensor \(257,\)"),
     ],
 )
 def test_a_hook_that_leaves_nothing_to_sample_is_one_line(model, hook, message, temperature):
@@ -537,7 +539,7 @@ def test_empty_prompts_and_foreign_ids_are_refused(model):
     "tokens",
     [
         torch.tensor([[[1, 2]]]), torch.tensor([[1.0, 2.0]]), torch.tensor([[True]]), "text", ["text"],
-        [True], ((1, 2),), [[1.5]], [torch.tensor([1, 2])],
+        [True], [[1.5]], [torch.tensor([1.0, 2.0])],
     ],
 )  # fmt: skip
 def test_what_is_no_batch_of_ids_is_refused(model, tokens):
@@ -553,7 +555,7 @@ def test_one_stop_string_may_stand_alone(tokenizer):
 
 
 def test_an_empty_stop_string_is_refused(model, tokenizer):
-    with pytest.raises(UserError, match="a stop string is empty"):
+    with pytest.raises(UserError, match="a stop string must be a text that is not empty"):
         list(generate_text(model, tokenizer, "a", max_new_tokens=1, stop=[""]))
 
 
@@ -569,3 +571,43 @@ def test_chars_models_write_their_own_characters():
     model = GPT(GPTConfig(vocab_size=3, n_layer=1, n_head=1, n_embd=4, context_length=8))
     (text,) = generate_text(model, tokenizer, "ab", max_new_tokens=20, seed=0)
     assert set(text) <= {"a", "b"}
+
+
+def test_a_logits_hook_may_change_the_texts_that_it_is_given(model):
+    def spoil(logits, rows):
+        for row in rows:
+            row.clear()
+        return logits
+
+    plain = generate(model, [[1, 2], [3]], max_new_tokens=6, seed=1)
+    assert generate(model, [[1, 2], [3]], max_new_tokens=6, seed=1, logits_hook=spoil) == plain
+
+
+def test_rows_of_a_list_may_be_arrays_or_tensors(model):
+    expected = generate(model, [[1, 2], [3]], max_new_tokens=3, seed=1)
+    for rows in ([torch.tensor([1, 2]), torch.tensor([3])], [np.array([1, 2]), np.array([3])]):
+        assert generate(model, rows, max_new_tokens=3, seed=1) == expected
+    both = np.array([[1, 2], [3, 4]])
+    assert generate(model, both, max_new_tokens=2, seed=1) == generate(
+        model, both.tolist(), max_new_tokens=2, seed=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokenizer": None}, "generating text needs the model's tokenizer, not NoneType"),
+        ({"prompt": ["a", "b"]}, "the prompt is a list, not a str: give one text at a time"),
+        ({"num_samples": 1.5}, "num_samples = 1.5 must be a whole number of at least 0"),
+        ({"stop": [3]}, "a stop string must be a text that is not empty"),
+    ],
+)
+def test_a_wrong_argument_of_generate_text_is_one_line(model, tokenizer, changed, message):
+    arguments = {"model": model, "tokenizer": tokenizer, "prompt": "a", "max_new_tokens": 2, **changed}
+    with pytest.raises(UserError, match=re.escape(message)):
+        list(generate_text(**arguments))
+
+
+def test_stop_may_be_none(model, tokenizer):
+    plain = list(generate_text(model, tokenizer, "a", max_new_tokens=3, seed=1))
+    assert list(generate_text(model, tokenizer, "a", max_new_tokens=3, seed=1, stop=None)) == plain

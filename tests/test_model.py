@@ -170,11 +170,11 @@ def test_too_long_input_is_refused_with_both_lengths():
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        ((tokens(), tokens()), r"call F.cross_entropy\(model\(tokens\)"),
-        ((tokens()[0],), r"torch.int64 \(24,\), not int64 \(B, T\): give 1-D ones as tokens\[None\]"),
-        ((tokens()[:, :0],), "no tokens, T = 0, but the model needs one: start from end of text"),
-        ((tokens().float(),), r"tokens are torch.float32 \(2, 24\), not int64"),
-        (([[1, 2]],), r"tokens are <class 'list'> \(\), not int64"),
+        ((tokens(), tokens()), r"for a loss: F.cross_entropy\(model\(tokens\)"),
+        ((tokens()[0],), r"tokens are \(24,\), not \(B, T\): give one text as tokens\[None\]"),
+        ((tokens()[:, :0],), r"tokens are \(B, T\) = \(2, 0\): there are none, and one is needed"),
+        ((tokens().float(),), r"tokens are torch.float32, not int64: call tokens.long\(\)"),
+        (([[1, 2]],), "tokens are a list: make them a tensor with torch.tensor"),
     ],
 )
 def test_what_is_no_batch_of_tokens_is_refused_in_one_line(arguments, advice):

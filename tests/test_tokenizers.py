@@ -85,8 +85,6 @@ def test_a_saved_tokenizer_is_loaded_from_a_path_or_its_text_also_below_home(kin
     TOKENIZERS[kind].save("~/new/folder")
     for folder in ("~/new/folder", tmp_path / "new" / "folder", str(tmp_path / "new" / "folder")):
         assert Tokenizer.load(folder).digest == TOKENIZERS[kind].digest
-    TOKENIZERS["bytes"].save(tmp_path / "new" / "folder")
-    assert Tokenizer.load("~/new/folder").kind == "bytes"
 
 
 def test_loading_from_a_folder_without_tokenizer_is_refused(tmp_path):
@@ -437,3 +435,15 @@ def test_what_is_not_utf8_among_many_documents_is_named():
     chunks = [Chunk(b"good", "a.txt", 0, True), Chunk(b"bad\xff", "b.txt", 5, True)]
     with pytest.raises(UserError, match=r"b\.txt: not UTF-8 text at byte 8"):
         TOKENIZERS["bpe"].encode_chunks(chunks)
+
+
+def test_saving_never_replaces_another_tokenizer(tmp_path):
+    first, second = Tokenizer.train("abc", kind="chars"), Tokenizer.train("abcd", kind="chars")
+    first.save(tmp_path / "tok")
+    first.save(tmp_path / "tok")  # the same one again is no harm
+    with pytest.raises(UserError, match="holds another tokenizer already; choose another folder"):
+        second.save(tmp_path / "tok")
+    assert len(Tokenizer.load(tmp_path / "tok")) == len(first)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file, but a tokenizer needs a folder"):
+        first.save(tmp_path / "file")

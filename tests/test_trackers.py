@@ -142,6 +142,6 @@ def test_wandb_records_the_numbers_of_metrics_jsonl_in_one_run(make_config, monk
 
 def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_written(make_config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^train\.trackers = wandb: .* pip install wandb$"):
+    with pytest.raises(UserError, match=r"^train\.trackers = wandb needs wandb: .* -m pip install wandb$"):
         train(make_config(["wandb"]), quiet=True)
     assert not Path(make_config([]).train.out_dir).exists()

@@ -135,6 +135,14 @@ def test_accumulating_micro_batches_is_the_same_training(make_config):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
+def test_a_resume_below_the_steps_taken_is_refused_and_changes_no_file(make_config):
+    train(make_config(), quiet=True)
+    before = files_of(make_config())
+    with pytest.raises(UserError, match=r"train\.max_steps = 3: the run is at step 6 already"):
+        train(make_config(train={"max_steps": 3, "batch_size": 2}), resume=True, quiet=True)
+    assert files_of(make_config()) == before
+
+
 def test_a_finished_run_resumes_as_a_no_op(make_config):
     config = make_config()
     train(config, quiet=True)

@@ -12,7 +12,7 @@ from typing import Literal
 from gptmini.atomic_io import write_file
 from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.data.tokenizers import Tokenizer
-from gptmini.errors import UserError
+from gptmini.errors import MissingPackageError, UserError
 from gptmini.model import GPT
 
 # Readers want at least one merge. Two zero bytes joined are no token, so this one changes nothing.
@@ -32,7 +32,7 @@ def export_gguf(
     try:
         import gguf
     except ImportError:
-        raise UserError("the package gguf is not installed: pip install gguf") from None
+        raise MissingPackageError("export to GGUF", "gguf") from None
     if path.exists():
         raise UserError(f"{path}: exists already; choose another --output")
     config = model.config

@@ -21,7 +21,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from gptmini.errors import UserError
+from gptmini.errors import MissingPackageError, UserError
 
 BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
@@ -194,7 +194,7 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+        raise MissingPackageError(f"{path}: reading parquet", "pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             if text_field not in file.schema_arrow.names:

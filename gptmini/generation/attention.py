@@ -34,7 +34,11 @@ def record_attention(model: GPT) -> Iterator[list[Tensor]]:
     attends = [layer.attend for layer in layers]
     weights: list[Tensor] = []
 
+    recording = True  # a copy of the model made in the block keeps the recorder: it then only attends
+
     def recorder(attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        if not recording:
+            return attend(q, k, v, mask, dropout)
         with torch.no_grad():
             # attention over the identity matrix as values gives the weights themselves
             identity = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
@@ -46,5 +50,6 @@ def record_attention(model: GPT) -> Iterator[list[Tensor]]:
             layer.attend = partial(recorder, layer.attend)
         yield weights
     finally:
+        recording = False
         for layer, attend in zip(layers, attends, strict=True):
             layer.attend = attend

@@ -59,14 +59,11 @@ class PartitionedLinear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])  # (N, in)
         if torch.is_grad_enabled() or len(rows) > MAX_PARTITIONED_ROWS:
             return F.linear(x, self.weight, self.bias)
-        if len(rows) == 1:  # a matrix-vector product runs on all cores and reads the weight in order
-            y = self.weight.mv(rows[0])  # (out,)
-        else:
-            # one product of a few rows may run on one core, too slow for the memory; a batch is shared out
-            weight = self.weight.view(self.parts, -1, rows.shape[1])  # (parts, out / parts, in)
-            y = torch.bmm(weight, rows.T.expand(self.parts, -1, -1))  # (parts, out / parts, N)
-            y = y.flatten(0, 1).T.contiguous()  # (N, out)
-        y = y.view(*x.shape[:-1], -1)
+        # One product of few rows may run on one core, which cannot keep the memory busy: batch the parts.
+        weight = self.weight.view(self.parts, -1, rows.shape[1]).transpose(1, 2)  # (parts, in, out / parts)
+        y = torch.bmm(rows.expand(self.parts, -1, -1), weight)  # (parts, N, out / parts)
+        y = y.transpose(0, 1)  # (N, parts, out / parts)
+        y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 

@@ -17,14 +17,15 @@ def read_prompts(tokens: Any) -> list[list[int]]:
     >>> read_prompts(torch.tensor([1, 2])), read_prompts([[1, 2], [3]])
     ([[1, 2]], [[1, 2], [3]])
     """
-    plain = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     try:
-        rows = [plain] if is_one_row(tokens) else plain
-        return [[_whole(token) for token in row] for row in rows]
+        rows = [tokens] if is_one_row(tokens) else tokens
+        # Rows may be lists, arrays or tensors.
+        plain = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+        return [[_whole(token) for token in row] for row in plain]
     except TypeError:
         given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
         raise UserError(
-            f"tokens are {given}, but must be int64 (B, T) or (T,), or a list of lists of token ids"
+            f"tokens are {given}, but must be int64 (B, T) or (T,), or a list of rows of token ids"
         ) from None
 
 
@@ -32,7 +33,7 @@ def is_one_row(tokens: Any) -> bool:
     """Whether the tokens are one text without a batch around it."""
     if isinstance(tokens, Tensor):
         return tokens.dim() == 1
-    return len(tokens) > 0 and not isinstance(tokens[0], list)
+    return len(tokens) > 0 and not hasattr(tokens[0], "__len__")
 
 
 def join(tokens: Any, prompts: list[list[int]], added: list[list[int]], stop_token: int | None) -> Any:

@@ -81,9 +81,10 @@ class Sampling(SamplingOptions):
     ) -> "Tensor":
         """Token ids (B,) for logits (B, V); row b is decided by uniforms[b], in [0, 1)."""
         if hook is not None:
-            given = hook(logits.clone(), rows)
-            if getattr(given, "shape", None) != logits.shape:
-                raise UserError(f"logits_hook must return logits {tuple(logits.shape)}, not {type(given)}")
+            given = hook(logits.clone(), [list(row) for row in rows])  # copies: a hook may change them
+            if not (hasattr(given, "masked_fill") and given.shape == logits.shape):
+                found = f"{type(given).__name__} {tuple(getattr(given, 'shape', ()))}"
+                raise UserError(f"logits_hook must return a tensor {tuple(logits.shape)}, not {found}")
             logits = given
         logits = self.filter(logits, rows)
         if hook is not None and not logits.amax(dim=-1).isfinite().all():

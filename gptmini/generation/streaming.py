@@ -10,6 +10,7 @@ from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.generate import generate_tokens
+from gptmini.generation.prompts import whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling
 from gptmini.model import GPT
 
@@ -36,6 +37,7 @@ def generate_text(
     are read. `sampling`, `logits_hook` and what raises UserError are as in `generate`.
     """
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt)
+    num_samples = whole_number("num_samples", num_samples)
     for first in range(0, num_samples, MAX_BATCH):
         texts = [StreamDecoder(tokenizer, stop) for _ in range(min(MAX_BATCH, num_samples - first))]
         sampling["seed"] = None if seed is None else seed + first
@@ -71,6 +73,10 @@ def stream(
 
 def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool) -> list[int]:
     """The prompt's ids, at least one; with `truncate`, at most the last context_length of them."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"generating text needs the model's tokenizer, not {type(tokenizer).__name__}")
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt is a {type(prompt).__name__}, not a str: give one text at a time")
     ids = tokenizer.encode(prompt)
     if not ids:
         if tokenizer.end_of_text is None:
@@ -102,9 +108,9 @@ class StreamDecoder:
     """The text of one row: bytes of tokens decoded to characters, and cut where a stop string begins."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        stop = (stop,) if isinstance(stop, str) else stop
-        if "" in stop:
-            raise UserError("a stop string is empty, and would end every text at once: leave it out")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        if not all(isinstance(text, str) and text for text in stop):
+            raise UserError(f"stop = {stop}: a stop string must be a text that is not empty")
         self.tokenizer = tokenizer
         self.stop = stop
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of a half character

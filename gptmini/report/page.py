@@ -14,7 +14,7 @@ from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import load_model
 from gptmini.config import RuntimeConfig, flatten_config
 from gptmini.data.prepare import prepare
-from gptmini.errors import DamagedError, UserError
+from gptmini.errors import DamagedError, MissingPackageError, UserError
 from gptmini.evaluation.baselines import Baselines, measure_baselines
 from gptmini.report.runs import Run, read_runs
 from gptmini.report.surprisal import extreme_windows
@@ -35,9 +35,7 @@ def write_report(folders: Sequence[str], output: Path, device: str = "auto") -> 
     try:
         import vl_convert
     except ImportError:
-        raise UserError(
-            "the report needs the package vl-convert-python: pip install vl-convert-python"
-        ) from None
+        raise MissingPackageError("the report", "vl-convert-python") from None
     runs = read_runs(folders)
     runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
     baselines: dict[str, Baselines] = {}

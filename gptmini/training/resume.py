@@ -101,6 +101,11 @@ def restore(
     if checkpoint is None:
         return [f"no checkpoint to resume in {store.run_folder}: starting from step 0"]
     saved, where = checkpoint.state, f"step {checkpoint.step}"
+    if saved.step > config.train.max_steps:
+        raise UserError(
+            f"train.max_steps = {config.train.max_steps}: the run is at step {saved.step} already; "
+            "give a larger number to continue it"
+        )
     difference = check_resumable(saved, config, data, runtime.environment())
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():

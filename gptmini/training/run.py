@@ -67,7 +67,7 @@ def train(
         with claim_run_dir(store, resume, distributed), stop_signal() as stop:
             trainer = Trainer(config, runtime, model, data, store)
             notes = restore(store, trainer.state, config, data, runtime) if resume else []
-            if distributed.is_main:
+            if distributed.is_main and not trainer.progress.is_finished(config.train):
                 write_file(store.run_folder / "config.yaml", dump_config(config).encode())
             first, last = trainer.progress.step, config.train.max_steps
             tokens_per_step, is_main = trainer.tokens_per_step, distributed.is_main

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptmini.config import Config
-from gptmini.errors import UserError
+from gptmini.errors import MissingPackageError
 
 QUANTITIES = ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second")
 
@@ -64,7 +64,7 @@ def check_trackers(names: Iterable[str]) -> None:
     """UserError if a tracker's package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"train.trackers = {name}: the package is not installed: pip install {name}")
+            raise MissingPackageError(f"train.trackers = {name}", name)
 
 
 class Trackers:

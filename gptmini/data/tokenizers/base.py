@@ -162,9 +162,14 @@ class Tokenizer(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write into a folder, new or not, the files that `load` and AutoTokenizer (transformers) read."""
-        folder = Path(folder).expanduser()
+        folder, files = Path(folder).expanduser(), self.files()
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file, but a tokenizer needs a folder")
+        file = folder / "tokenizer.json"
+        if file.exists() and file.read_bytes() != files[file.name]:
+            raise UserError(f"{folder}: holds another tokenizer already; choose another folder")
         atomic_io.make_folder(folder)
-        for name, data in self.files().items():
+        for name, data in files.items():
             atomic_io.write_file(folder / name, data)
 
     def files(self) -> dict[str, bytes]:
