@@ -94,7 +94,7 @@ def test_each_row_of_parquet_is_a_document(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match="reading parquet needs pyarrow: .* -m pip install pyarrow"):
+    with pytest.raises(UserError, match=r"reading parquet needs pyarrow: .* -m pip install pyarrow"):
         texts(open_corpus(str(tmp_path / "a.parquet")))
 
 
