@@ -48,7 +48,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
     # Fill where a query may not attend: softmax turns -inf into a weight of exactly 0.
     scores.masked_fill_(~mask, -math.inf)  # (T, S) broadcasts to (B, H, T, S)
-    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S), rows sum to 1
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S), rows sum to 1 before dropout
     return weights @ v  # (B, H, T, D)
 
 
@@ -61,15 +61,15 @@ def additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """`eager` up to rounding, in one fused kernel that never stores the (T, S) scores."""
-    if q.shape[-2] == k.shape[-2]:  # the mask is the whole triangle: with is_causal kernels skip half of it
+    if q.shape[-2] == k.shape[-2]:  # is_causal is the same triangle as the mask, and kernels skip half of it
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if q.shape[-2] == 1 and mask.dim() == 2:  # one new token attends to every key: nothing is masked out
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-# `model.attention` in the config: eager is the one to read, additive the fastest to train on a CPU, sdpa for
-# long contexts, GPUs and generating. A test holds them equal.
+# `model.attention` in the config: eager, the default, is the one to read; additive trains fastest on a CPU (most
+# of configs/ use it); sdpa is for long contexts and GPUs, and for generating on a CPU. A test holds them equal.
 ATTENTION = {"eager": eager, "additive": additive, "sdpa": sdpa}
 
 
@@ -117,7 +117,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Position-wise feed-forward: expand 4x, GELU, project back.
+    """Position-wise feed-forward: expand 4x, GELU, project back. (c_fc and c_proj are GPT-2's own names.)
 
     A Linear layer holds a weight (out, in) and a bias (out,), and maps the last dimension of any input:
 

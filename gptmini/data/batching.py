@@ -52,10 +52,10 @@ class WindowSampler:
         """The windows at `starts`: inputs and targets, int64 (B, T), each target the token after its input.
 
         >>> windows = WindowSampler(np.arange(10, 20), context_length=3, seed=0)
-        >>> windows.batch(np.array([0, 4]))
+        >>> windows.batch(np.array([0, 3]))  # neighbours: the last target is the next one's first input
         (tensor([[10, 11, 12],
-                [14, 15, 16]]), tensor([[11, 12, 13],
-                [15, 16, 17]]))
+                [13, 14, 15]]), tensor([[11, 12, 13],
+                [14, 15, 16]]))
         """
         return stack_windows(self.tokens, starts, self.context_length)
 

@@ -35,8 +35,8 @@ def generate_by_definition(model: GPT, tokens: Tensor, max_new_tokens: int, samp
         window = tokens[:, window_start(tokens.shape[1], model.config.context_length) :]  # (B, <= T)
         with eval_mode(model.modules()):
             logits = model(window)[:, -1].float()  # (B, V): the last position scores the next token
-        # Each row has a random number in [0, 1), which picks its token from softmax(logits / temperature).
-        # The tokens so far count too: a repetition penalty looks at them.
+        # Each row has a random number in [0, 1): it takes the first token whose cumulative probability, by
+        # softmax(logits / temperature), passes it. The tokens so far matter to a repetition penalty.
         uniforms = [generator.random() for generator in generators]
         next_tokens = sampling.choose(logits, tokens.tolist(), uniforms)  # (B,)
         next_tokens = next_tokens.to(tokens.device)[:, None]  # (B, 1)

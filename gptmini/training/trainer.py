@@ -31,7 +31,7 @@ from gptmini.training.signals import StopSignal
 class StepResult(NamedTuple):
     """What an optimizer step returns. Loss and norm stay on the device: float() waits for a GPU to finish."""
 
-    loss: Tensor  # mean over the global batch, in nats per token
+    loss: Tensor  # mean over the global batch, in nats (natural logarithm) per token
     grad_norm: Tensor  # before clipping
     text_bytes: float  # bytes of text that the batch's targets stand for
     seconds: float
@@ -53,7 +53,7 @@ class Trainer:
         self.micro_batch_size = micro_batch_size_per_rank(config.train, self.distributed.world_size)
         self.tokens_per_step = config.train.batch_size * config.model.context_length
         self.progress = Progress()
-        self.latch = NonFiniteLatch(config.train, runtime, self.windows, store)  # stops at the first NaN
+        self.latch = NonFiniteLatch(config.train, runtime, self.windows, store)  # set by a NaN, stays set
         self.state = RunState(self.model, self.optimizers, self.scaler, self.progress)
         # What saves memory, compiles or uses several processes (ranks) is added here, not in model.py.
         if config.runtime.activation_checkpointing:  # recompute activations in the backward pass
@@ -104,7 +104,8 @@ class Trainer:
         If the loss or the gradient norm is not finite, neither this update nor a later one is made, and
         DivergedError is raised: on a CPU at once, on a GPU when it is next waited for.
 
-        With one process, the calls to self.distributed change nothing; outside fp16, self.scaler neither.
+        With one process, self.distributed and full_tensor change nothing. Outside fp16, self.scaler only
+        passes calls on: scale(loss) is the loss, step(optimizer) is optimizer.step().
         """
         started, step, seed = time.perf_counter(), self.progress.step, self.config.train.seed
         # Data: where this step's windows start (steps count from 1, the sampler from 0), a shard for each
@@ -135,14 +136,14 @@ class Trainer:
         # does not move the weights far. In fp16, undo the scaling of the loss first.
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # it reads param_groups only
-        limit = self.config.optim.grad_clip or math.inf
+        limit = self.config.optim.grad_clip or math.inf  # 0: measure the norm, but do not clip
         grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         # A bool on the device: true from the first NaN or infinity on, and then the update changes nothing.
         skip = self.latch.check_step(step, loss, grad_norm)
 
         # Update the weights, then clear the gradients for the next step.
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer, skip)  # type: ignore[arg-type]  # it calls step only
+            self.scaler.step(optimizer, skip)  # type: ignore[arg-type]  # it calls optimizer.step(skip)
         self.scaler.update()
         self.model.zero_grad()
         return StepResult(loss, grad_norm, text_bytes, time.perf_counter() - started)
