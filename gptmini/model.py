@@ -68,8 +68,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-# `model.attention` in the config: eager, the default, is the one to read; additive trains fastest on a CPU (most
-# of configs/ use it); sdpa is for long contexts and GPUs, and for generating on a CPU. A test holds them equal.
+# `model.attention` in the config: eager, the default, is the one to read; additive trains fastest on a CPU;
+# most of configs/ take that one; sdpa is for long contexts, GPUs and decoding. A test holds them equal.
 ATTENTION = {"eager": eager, "additive": additive, "sdpa": sdpa}
 
 
