@@ -33,7 +33,7 @@ class Section(BaseModel):
             raise UserError(explain(error, type(self), type(self).__name__)) from None
 
     # pydantic builds a section inside another without __init__, so its mistakes keep their place.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own flag
 
     @model_validator(mode="before")
     @classmethod

@@ -136,14 +136,14 @@ def completion_script(commands: Mapping[str, Command], shell: str) -> str:
         for action in add_options(parser, command.options):
             choices = _metavar(command.options[action.dest]).split("|")
             if "PATH" in choices:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # argparse lacks it; shtab reads it
             else:
                 action.choices = [word for word in choices if not word.isupper()] or None
         positional = parser.add_argument("positionals", nargs="*", metavar=command.positionals)
         if "|" in command.positionals:
             positional.choices = command.positionals.split("|")
         else:
-            positional.complete = shtab.FILE  # type: ignore[attr-defined]
+            positional.complete = shtab.FILE  # type: ignore[attr-defined]  # the same
     return shtab.complete(root, shell)
 
 

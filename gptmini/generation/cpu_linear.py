@@ -4,6 +4,7 @@ So every core reads its own part of a weight, and bf16 has half the bytes to rea
 embeddings and everything between the layers stay float32.
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -67,16 +68,16 @@ class PartitionedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class RoundedLinear(nn.Module):
+class RoundedLinear(nn.Module, ABC):
     """A linear layer whose weight has been rounded: for generating only."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.bias = linear.bias
 
+    @abstractmethod
     def multiply(self, rows: Tensor) -> Tensor:
         """Rows (N, in) times the weight, (N, out), in any floating format."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) to (.., out), float32."""
