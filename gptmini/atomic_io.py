@@ -6,6 +6,7 @@ folder that holds the name is synced, because only an fsync makes data or a name
 
 import errno
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from gptmini.errors import InUseError
 
-_TEMPORARY_PREFIX = ".tmp-"  # what a killed process leaves under such a name, `clean_leftovers` removes
+_TEMPORARY = ".gptmini-tmp-{name}-{hex}"  # a name that nobody else gives; the first runs began it by .tmp-
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
 
 Bytes = bytes | bytearray | memoryview
@@ -67,7 +68,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     with _deleted_on_failure(_temporary_name(path)) as temporary:
         with _errors_name_path(path):
             os.mkdir(temporary)
-        yield temporary
+        with _errors_name_path(path, temporary):
+            yield temporary
         # synced from the inside out, so that the rename makes a complete folder visible
         with _errors_name_path(path):
             for folder, _, _ in os.walk(temporary, topdown=False):
@@ -105,15 +107,14 @@ def remove_folder(path: Path) -> None:
         _delete(temporary)
 
 
-def clean_leftovers(folder: Path) -> None:
-    """Delete what killed processes left in `folder` under temporary names.
+def clean_leftovers(folder: Path, names: str) -> None:
+    """Delete what killed processes left in `folder` of files and folders called `names`, a regex.
 
     Only for a folder in which no other process can be writing: hold its lock.
     """
-    if not os.path.isdir(folder):
-        return
-    for name in os.listdir(folder):
-        if name.startswith(_TEMPORARY_PREFIX):
+    leftover = re.compile(rf"\.(gptmini-)?tmp-({names})-[0-9a-f]{{8}}")
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if leftover.fullmatch(name):
             with _errors_name_path(folder / name):
                 _delete(folder / name)
 
@@ -234,7 +235,7 @@ def _delete(path: Path) -> None:
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.parent / f"{_TEMPORARY_PREFIX}{path.name[:40]}-{secrets.token_hex(4)}"
+    return path.parent / _TEMPORARY.format(name=path.name[:40], hex=secrets.token_hex(4))
 
 
 @contextmanager
@@ -249,9 +250,18 @@ def _deleted_on_failure(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _errors_name_path(path: Path) -> Iterator[None]:
-    """Give an OSError of the block the path that the user knows, in place of a temporary one or none."""
+def _errors_name_path(path: Path, folder: Path | None = None) -> Iterator[None]:
+    """Give an OSError of the block the path that the user knows, in place of a temporary one or none.
+
+    With `folder`, only where `path` will stand for that folder.
+    """
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if folder is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        # a system call's error has a file name, one of ours a text
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(folder), str(path))
+        error.args = tuple(a.replace(str(folder), str(path)) if isinstance(a, str) else a for a in error.args)
+        raise

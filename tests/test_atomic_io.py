@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from gptmini import atomic_io
-from gptmini.errors import InUseError
+from gptmini.errors import DamagedError, InUseError
 
 
 def names(folder):
@@ -103,13 +103,32 @@ def test_removing_a_folder_removes_links_but_not_what_they_point_to(tmp_path):
     assert names(tmp_path / "outside") == ["precious"]
 
 
-def test_cleaning_removes_temporary_names_only(tmp_path):
-    (tmp_path / ".tmp-x" / "deep").mkdir(parents=True)
-    (tmp_path / ".tmp-y").write_text("half")
+def test_cleaning_removes_what_a_killed_process_was_writing_and_nothing_else(tmp_path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom gptmini import atomic_io\n"
+        "with atomic_io.new_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'deep').mkdir()\n    os._exit(9)\n"
+    )
+    for name in ("entry", "another"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
     (tmp_path / "kept").write_text("whole")
-    atomic_io.clean_leftovers(tmp_path)
-    atomic_io.clean_leftovers(tmp_path / "missing")
+    assert len(names(tmp_path)) == 3
+    atomic_io.clean_leftovers(tmp_path, "entry")
+    atomic_io.clean_leftovers(tmp_path / "missing", "entry")
+    assert len(names(tmp_path)) == 2
+    atomic_io.clean_leftovers(tmp_path, "entry|another")
     assert names(tmp_path) == ["kept"]
+
+
+def test_errors_in_a_new_folder_name_the_place_where_it_is_to_stand(tmp_path):
+    def fail_in(place, error):
+        with pytest.raises(OSError, match="place") as raised, atomic_io.new_folder(place) as folder:
+            raise error(folder)
+        return str(raised.value)
+
+    place = tmp_path / "place"
+    assert fail_in(place, lambda f: OSError(errno.EIO, "bad", str(f / "a"))).endswith(f"bad: '{place}/a'")
+    assert fail_in(place, lambda f: DamagedError(f"{f / 'a'}: bad")) == f"{place}/a: bad"
 
 
 def test_lines_are_appended_to_what_is_there(tmp_path):

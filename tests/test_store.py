@@ -126,10 +126,27 @@ def test_a_second_process_cannot_take_the_lock_and_a_killed_one_frees_it(store):
 
 def test_leftovers_of_a_crash_are_removed(store):
     save(store, 1)
-    (store.folder / ".tmp-step-00000002-abc").mkdir()
-    (store.folder / ".tmp-step-00000002-abc" / "half").write_bytes(b"x")
+    for name in (".gptmini-tmp-step-00000002-0a1b2c3d", ".tmp-step-00000003-0a1b2c3d"):  # now, and before
+        (store.folder / name / "training").mkdir(parents=True)
+        (store.folder / name / "training" / "half").write_bytes(b"x")
     store.clean()
     assert os.listdir(store.folder) == ["step-00000001"]
+
+
+def test_files_of_others_under_temporary_names_are_left_alone(store):
+    save(store, 1)
+    theirs = [
+        store.run_folder / ".tmp-mywork" / "x",
+        store.run_folder / ".tmp-config.yaml",
+        store.run_folder / ".tmp-notes-0a1b2c3d",
+        store.folder / ".tmp-x",
+        store.folder / ".gptmini-tmp-mine" / "x",
+    ]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    store.clean()
+    assert all(path.read_text() == "mine" for path in theirs)
 
 
 @pytest.mark.parametrize(

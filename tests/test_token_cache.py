@@ -115,7 +115,7 @@ def test_processes_that_prepare_the_same_text_at_once_get_the_same(tmp_path):
 def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(300_000)))
     killed = start(tmp_path / "a.txt")
-    while not list((cache_folder() / "tokens").glob("*/.tmp-*/train.bin")):
+    while not list((cache_folder() / "tokens").glob("*/.gptmini-tmp-*/train.bin")):
         assert killed.poll() is None, "too fast for this test: make the text longer"
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
@@ -125,4 +125,4 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
     out, errors = reopened.communicate(timeout=100)
     assert (reopened.returncode, errors) == (0, "")
     assert out.split()[1] == out.split()[2]
-    assert not list((cache_folder() / "tokens").glob("*/.tmp-*"))
+    assert not list((cache_folder() / "tokens").glob("*/.gptmini-tmp-*"))

@@ -116,8 +116,8 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove what a killed run left half-written. Hold the lock."""
-        atomic_io.clean_leftovers(self.run_folder)
-        atomic_io.clean_leftovers(self.folder)
+        atomic_io.clean_leftovers(self.run_folder, r"config\.yaml|(metrics|samples)\.jsonl")
+        atomic_io.clean_leftovers(self.folder, _STEP_FOLDER.pattern)
 
     def save(self, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> Path:
         """Write one step's folder, then remove checkpoints that are no longer kept; returns the folder.

@@ -54,7 +54,7 @@ def exclusive(entry: Path, quiet: bool) -> Iterator[None]:
                 if attempt == 0 and not quiet:
                     print("waiting for another process that prepares the same text", file=sys.stderr)
                 time.sleep(0.1)
-        atomic_io.clean_leftovers(entry)  # safe now that nobody else is writing here
+        atomic_io.clean_leftovers(entry, "tokens|tokenizer")  # safe now that nobody else is writing here
         yield
 
 

@@ -106,7 +106,7 @@ BUGS = [
         '    _write_all(file, b"".join(kept))\n'
         "    os.close(file)\n",
     ),
-    ("leftovers are not cleaned", kills, atomic_io, "if name.startswith(_TEMPORARY_PREFIX):", "if False:"),
+    ("leftovers are not cleaned", kills, atomic_io, "if leftover.fullmatch(name):", "if False:"),
     (
         "older checkpoints go before the new one is written",
         kills,
