@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from gptmini.config import Config, TrainConfig, load_config
-from gptmini.training.metrics import read_metrics
+from gptmini.training.log_files import read_metrics
 from gptmini.training.run import train
 from gptmini.yaml_io import parse_yaml
 

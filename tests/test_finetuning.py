@@ -21,7 +21,7 @@ from gptmini.data.corpus import open_corpus
 from gptmini.data.prepare import prepare
 from gptmini.data.tokenizers import build_tokenizer, load_tokenizer
 from gptmini.errors import UserError
-from gptmini.training.metrics import read_metrics
+from gptmini.training.log_files import read_metrics
 from gptmini.training.optim import learning_rate_factor
 from gptmini.training.run import train
 

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from gptmini.cli.main import main
-from gptmini.training.metrics import read_metrics
+from gptmini.training.log_files import SampleLine, read_log, read_metrics
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "".join(f"Sentence {i} says that {i} times {i} is {i * i}; <b>née</b> & so on.\n" for i in range(120))
@@ -49,8 +49,7 @@ def test_the_page_holds_every_metric_sample_and_difference(folder):
     content = content_of(page)
     for run, name in zip(content["runs"], ("first", "second"), strict=True):
         assert run["metrics"] == list(read_metrics(folder / "runs" / name / "metrics.jsonl"))
-        lines = (folder / "runs" / name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        assert run["samples"] == [json.loads(line) for line in lines]
+        assert run["samples"] == list(read_log(folder / "runs" / name / "samples.jsonl", SampleLine))
         assert [sample["step"] for sample in run["samples"]] == [3, 6]
         assert run["baselines"].keys() == {"gzip", "xz", "5-gram"}
         assert run["worst"][0]["loss"] >= run["best"][0]["loss"]

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptmini.config import Config
 from gptmini.errors import UserError
 from gptmini.training import trackers as trackers_module
-from gptmini.training.metrics import read_metrics
+from gptmini.training.log_files import read_metrics
 from gptmini.training.run import train
 
 

@@ -18,7 +18,8 @@ from gptmini.config import Config, dump_config
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
 from gptmini.training.initialize import build_model_and_data
-from gptmini.training.metrics import Metrics, read_metrics
+from gptmini.training.log_files import read_metrics
+from gptmini.training.metrics import Metrics
 from gptmini.training.nonfinite import NonFiniteLatch
 from gptmini.training.optim import optimizer_tensors
 from gptmini.training.resume import check_resumable
@@ -335,6 +336,16 @@ def test_resuming_with_another_rate_says_that_bits_will_differ(make_config, caps
     assert "optim.lr was 0.001 and is now 0.002" in output
 
 
+def test_tokens_are_counted_with_the_batch_size_that_each_step_had(make_config, capsys):
+    train(make_config(), quiet=True)
+    twice = make_config(train={"batch_size": 8, "max_steps": 8})
+    train(twice, resume=True)
+    assert "64 tokens per step; 320 in all" in capsys.readouterr().out  # 6 steps of 4 x 8, 2 of 8 x 8
+    checkpoint, lines = final_state(twice)
+    assert [line["tokens"] for line in lines if line["step"] >= 6] == [192, 192, 256, 320, 320]
+    assert checkpoint.state.tokens == 320
+
+
 def metrics_of(trainer):
     """Metrics that write nothing."""
     return Metrics(trainer.store.run_folder, 0, 0, 0, quiet=True, enabled=False)
@@ -343,7 +354,7 @@ def metrics_of(trainer):
 @pytest.mark.parametrize("attention", ["eager", "additive"])
 def test_a_run_that_was_started_when_eager_was_called_masked_resumes_bit_for_bit(make_config, attention):
     trainer = a_trainer(make_config(model={"attention": attention}))
-    trainer.progress.next_step()
+    trainer.progress.next_step(0)
     trainer.train_step()
     trainer.save(metrics_of(trainer))
     saved = trainer.store.latest()[0].state

@@ -222,7 +222,7 @@ def _time_steps(trainer: Trainer, seconds: float) -> float:
     """Mean seconds per training step, over `seconds` and at least three steps after two of warm-up."""
     took: list[float] = []
     while len(took) < 5 or sum(took[2:]) < seconds:
-        trainer.progress.next_step()
+        trainer.progress.next_step(trainer.tokens_per_step)
         step, max_steps = trainer.progress.step, trainer.config.train.max_steps
         factor = learning_rate_factor(trainer.config.optim, step, max_steps)
         set_learning_rate(trainer.optimizers, factor)

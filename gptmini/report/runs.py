@@ -1,14 +1,14 @@
 """Read a run folder: config, metrics, samples, environment."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, load_config
-from gptmini.errors import DamagedError, UserError
+from gptmini.errors import UserError
+from gptmini.training.log_files import SampleLine, read_log, read_metrics
 
 
 class Run(NamedTuple):
@@ -43,23 +43,8 @@ def _read_run(name: str, folder: Path) -> Run:
         name,
         folder,
         load_config(folder / "config.yaml"),
-        list(_lines(folder / "metrics.jsonl", ("step", "split", "loss", "bits_per_byte"))),
-        list(_lines(folder / "samples.jsonl", ("step", "text"))),
+        list(read_metrics(folder / "metrics.jsonl")),
+        list(read_log(folder / "samples.jsonl", SampleLine)),
         dict(state.get("environment") or {}),
         state.get("data_digest"),
     )
-
-
-def _lines(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON lines file; an incomplete last line is skipped, a missing file is empty."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):  # a running process is still writing it
-                return
-            try:
-                value = json.loads(line, parse_constant=lambda _: None)  # nan and inf of a diverged run
-                yield {**value, **{key: value[key] for key in needed}}
-            except (ValueError, KeyError, TypeError):
-                raise DamagedError(f"{path}: line {number} is not what a run writes") from None

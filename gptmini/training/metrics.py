@@ -1,16 +1,15 @@
 """What a run reports: metrics.jsonl for programs, a progress bar or plain lines for people."""
 
-import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from gptmini.atomic_io import AppendOnlyLog, filter_lines
+from gptmini.atomic_io import AppendOnlyLog
+from gptmini.training.log_files import LOG_FILES, drop_lines, format_line, read_metrics
+from gptmini.training.progress import Progress
 from gptmini.training.trackers import Trackers
 
 
@@ -36,14 +35,18 @@ class Metrics:
 
         # Drop the lines of steps that a resumed run takes again, and a last line torn by a crash.
         self._files: dict[str, AppendOnlyLog] = {}
-        for name in ("samples", "metrics") if enabled else ():
-            path = run_dir / f"{name}.jsonl"
-            filter_lines(path, lambda line: _step_of(line) <= first_step)
-            self._files[name] = AppendOnlyLog(path)
+        foreign: dict[str, int] = {}
+        for name, schema in LOG_FILES.items() if enabled else ():
+            foreign[name] = drop_lines(run_dir / name, schema, first_step)
+            self._files[name] = AppendOnlyLog(run_dir / name)
 
-        earlier = list(read_metrics(run_dir / "metrics.jsonl")) if enabled else []
-        self._latest_loss = {line["split"]: line["loss"] for line in earlier}
-        self._started = time.perf_counter() - (earlier[-1]["elapsed_seconds"] if earlier else 0.0)
+        self._latest_loss: dict[str, float] = {}
+        elapsed_seconds = 0.0
+        for line in read_metrics(run_dir / "metrics.jsonl") if enabled else ():
+            if line["loss"] is not None:
+                self._latest_loss[line["split"]] = line["loss"]
+            elapsed_seconds = line["elapsed_seconds"]
+        self._started = time.perf_counter() - elapsed_seconds
         self._steps, self._seconds = 0, 0.0  # since the last train line
         self._speed = ""
         self._bar = tqdm(
@@ -54,6 +57,10 @@ class Metrics:
             bar_format="step {n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}",
             disable=self._quiet or not sys.stderr.isatty(),
         )
+        for name, count in foreign.items():
+            if count:
+                lines = "a line that is" if count == 1 else f"{count:,} lines that are"
+                self.print(f"{run_dir / name}: dropped {lines} not what a run writes")
 
     def count_step(self, seconds: float) -> None:
         """Count an optimizer step, for tokens per second and the bar."""
@@ -63,7 +70,7 @@ class Metrics:
 
     def log(
         self,
-        step: int,
+        progress: Progress,
         split: str,
         loss: float,
         bits_per_byte: float,
@@ -82,19 +89,19 @@ class Metrics:
             speed = self._speed = f"{tokens_per_second:,.0f} tokens/s"
             self._steps, self._seconds = 0, 0.0
         line = {
-            "step": step,
+            "step": progress.step,
             "split": split,
             "loss": loss,
             "bits_per_byte": bits_per_byte,
             "lr": lr,
             "grad_norm": grad_norm,
-            "tokens": step * self._tokens_per_step,
+            "tokens": progress.tokens,
             "tokens_per_second": tokens_per_second,
             "elapsed_seconds": round(time.perf_counter() - self._started, 3),
         }
-        self._append("metrics", line)
+        self._append("metrics.jsonl", line)
         if self.trackers is not None:
-            self.trackers.log(step, split, line)
+            self.trackers.log(progress.step, split, line)
 
         # For people: the latest losses beside the bar; a line of text where there is no bar.
         self._latest_loss[split] = loss
@@ -103,17 +110,17 @@ class Metrics:
         self._bar.set_postfix_str(", ".join([*losses, self._speed]), refresh=False)
         if split != "train" or self._bar.disable:
             width = len(str(self._max_steps))
-            text = f"step {step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
+            text = f"step {progress.step:{width}}/{self._max_steps}  {split:5}  loss {loss:.4f}"
             self.print(f"{text}  {bits_per_byte:.4f} bits/byte  {speed}".rstrip())
 
     def log_sample(self, step: int, text: str) -> None:
         """Write a generated text to samples.jsonl and show it."""
-        self._append("samples", {"step": step, "text": text})
+        self._append("samples.jsonl", {"step": step, "text": text})
         self.print(f"step {step} writes:\n{text}\n")
 
     def _append(self, name: str, line: Mapping[str, object]) -> None:
         if name in self._files:
-            self._files[name].append(json.dumps(line))
+            self._files[name].append(format_line(line))
 
     def print(self, text: str) -> None:
         """Print text, above the bar where there is one."""
@@ -135,21 +142,3 @@ class Metrics:
         self._bar.close()
         for file in self._files.values():
             file.close()
-
-
-def _step_of(line: bytes) -> float:
-    """The step of a line; infinite if it is no line of ours, as after a power loss."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return math.inf
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a metrics.jsonl, in order; a torn last line is skipped."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)

@@ -10,14 +10,16 @@ class Progress:
     """What training/state.json keeps of a run, under the same names."""
 
     step: int = 0  # optimizer steps taken
+    tokens: int = 0  # trained on in these steps, each with the batch size of its time
     val_loss: float | None = None  # of the weights as they are now; None: not evaluated
     best_val_loss: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
 
-    def next_step(self) -> None:
-        """Count a step, which changes the weights and so outdates their loss."""
+    def next_step(self, tokens: int) -> None:
+        """Count a step on so many tokens, which changes the weights and so outdates their loss."""
         self.step += 1
+        self.tokens += tokens
         self.val_loss = None
 
     def record_evaluation(self, val_loss: float) -> bool:

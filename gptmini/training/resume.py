@@ -75,7 +75,6 @@ def save_checkpoint(
     """Commit a checkpoint of this step. All ranks must call it; the main one writes."""
     saved = TrainingState(
         **asdict(state.progress),
-        tokens=state.progress.step * config.train.batch_size * config.model.context_length,
         grad_scaler=state.scaler.state_dict() or None,
         config=config.model_dump(mode="json"),
         data_digest=data.digest,

@@ -1,7 +1,7 @@
 """train(): the config read, the model built, the run folder claimed. The loop itself is in trainer.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def train(
             tokens_per_step, is_main = trainer.tokens_per_step, distributed.is_main
             with Metrics(store.run_folder, first, last, tokens_per_step, quiet, is_main) as metrics:
                 sizes = len(data.train), runtime.precision, distributed.world_size
-                for line in (runtime, estimate(config, model.config, *sizes), *notes):
+                planned = estimate(config, model.config, *sizes)
+                tokens = trainer.progress.tokens + (last - first) * tokens_per_step
+                for line in (runtime, replace(planned, tokens=tokens), *notes):
                     metrics.print(str(line))
                 if is_main:
                     metrics.trackers = Trackers(config, store.run_folder, first, quiet, metrics.print)

@@ -68,7 +68,7 @@ class Trainer:
         config, progress = self.config.train, self.progress
         while not progress.is_finished(config):
             # Update the weights. The learning rate, like the data, is a function of the step.
-            progress.next_step()
+            progress.next_step(self.tokens_per_step)
             lr_factor = learning_rate_factor(self.config.optim, progress.step, config.max_steps)
             set_learning_rate(self.optimizers, lr_factor)
             result = self.train_step()
@@ -79,7 +79,7 @@ class Trainer:
                 loss, lr = float(result.loss), lr_factor * self.config.optim.lr
                 nats = loss * self.tokens_per_step  # of the whole batch; the loss is nats per token
                 bits = bits_per_byte(nats, result.text_bytes)
-                metrics.log(progress.step, "train", loss, bits, lr, float(result.grad_norm))
+                metrics.log(progress, "train", loss, bits, lr, float(result.grad_norm))
 
             # Evaluate on text that is not trained on, and show what the model writes.
             is_best = False
@@ -155,7 +155,7 @@ class Trainer:
         result = evaluate_batches(self.model, batches, self.data.tokenizer.count_bytes, self.runtime)
         if not math.isfinite(result.loss):
             raise self.latch.error(self.progress.step, f"validation loss {result.loss} after the update")
-        metrics.log(self.progress.step, "val", result.loss, result.bits_per_byte)
+        metrics.log(self.progress, "val", result.loss, result.bits_per_byte)
         return self.progress.record_evaluation(result.loss)
 
     def sample(self, metrics: Metrics) -> None:

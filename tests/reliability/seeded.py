@@ -14,6 +14,7 @@ from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io
 from gptmini.data import batching
 from gptmini.training import (
     initialize,
+    log_files,
     loss,
     metrics,
     nonfinite,
@@ -39,9 +40,10 @@ MODULES = (
     runtime,
     loss,
     optim,
+    log_files,
+    progress,
     metrics,
     nonfinite,
-    progress,
     initialize,
     resume,
     trainer,

@@ -1,0 +1,118 @@
+"""metrics.jsonl and samples.jsonl: one JSON object a line, with a checksum, written and read here only."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+from pydantic import Field
+
+from gptmini.atomic_io import filter_lines
+from gptmini.errors import DamagedError
+from gptmini.schema import Section
+
+TIMES = ("tokens_per_second", "elapsed_seconds")  # no two runs agree on them
+
+
+class MetricsLine(Section):
+    """A line of metrics.jsonl; a number that is not finite is read as null."""
+
+    step: int = Field(ge=0, lt=2**63)
+    split: Literal["train", "val"]
+    loss: float | None
+    bits_per_byte: float | None
+    lr: float | None
+    grad_norm: float | None
+    tokens: int = Field(ge=0, lt=2**63)
+    tokens_per_second: float | None
+    elapsed_seconds: float
+
+
+class SampleLine(Section):
+    """A line of samples.jsonl."""
+
+    step: int = Field(ge=0, lt=2**63)
+    text: str
+
+
+LOG_FILES: dict[str, type[Section]] = {"samples.jsonl": SampleLine, "metrics.jsonl": MetricsLine}
+
+
+def format_line(values: Mapping[str, Any]) -> str:
+    """The line that holds these values, without its line end.
+
+    >>> format_line({"step": 2, "text": "Once"})
+    '{"step": 2, "text": "Once", "crc32": "87e0133a"}'
+    """
+    return json.dumps({**values, "crc32": _checksum(values)})
+
+
+def parse_line(line: bytes, schema: type[Section]) -> dict[str, Any] | None:
+    """The values of a line, or None if it is not what a run wrote.
+
+    Lines of earlier versions have no checksum, and those of later ones may have more keys.
+    """
+    try:
+        values = json.loads(line.decode())
+        checksum = values.pop("crc32", None)
+        if checksum not in (None, _checksum(values)):
+            return None
+        if checksum:
+            values = {key: values[key] for key in schema.model_fields}
+        finite = {key: None if _is_not_finite(value) else value for key, value in values.items()}
+        return schema.model_validate(finite).model_dump()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """CRC-32 of the values as JSON; without the times, so that equal runs write equal checksums."""
+    values = {key: value for key, value in values.items() if key not in TIMES}
+    text = json.dumps(values, ensure_ascii=False)  # half a surrogate pair cannot be encoded: ValueError
+    return f"{crc32(text.encode()):08x}"
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def read_log(path: Path, schema: type[Section]) -> Iterator[dict[str, Any]]:
+    """The lines of a file in order, none if there is no file; a torn last line is skipped.
+
+    Raises DamagedError naming the first line that is not what a run wrote.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():  # a pipe would make the reader wait for ever
+        raise DamagedError(f"{path}: not a regular file")
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):  # a running process is still writing it
+                return
+            values = parse_line(line, schema)
+            if values is None:
+                raise DamagedError(f"{path}: line {number} is not what a run writes")
+            yield values
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl, as `read_log`."""
+    return read_log(path, MetricsLine)
+
+
+def drop_lines(path: Path, schema: type[Section], last_step: int) -> int:
+    """Drop the lines after `last_step`, a torn last line, and those that no run wrote; returns how many
+    of the latter there were.
+    """
+    foreign = 0
+
+    def keep(line: bytes) -> bool:
+        nonlocal foreign
+        values = parse_line(line, schema)
+        foreign += values is None
+        return values is not None and values["step"] <= last_step
+
+    filter_lines(path, keep)
+    return foreign
