@@ -58,7 +58,7 @@ def gpt2_files(
         "config.json": json_bytes(gpt2_config(config, end_of_text)),
         "generation_config.json": json_bytes(generation),
         "model.safetensors": to_gpt2(weights, config),
-        **({} if tokenizer is None else tokenizer.files()),
+        **({} if tokenizer is None else tokenizer.files(config.context_length)),
     }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -27,7 +28,7 @@ class Tokenizer(ABC):
     """A vocabulary of byte strings, and the rule by which a text becomes their ids.
 
     Special tokens, such as the end of text, are put between documents. They decode to no text, and no text
-    encodes to them: `<|endoftext|>` in a text is thirteen characters like any others.
+    encodes to them: `<|endoftext|>` in a text is thirteen characters like any others, unless `parse_special`.
 
     >>> tokenizer = Tokenizer.train("low lower lowest", vocab_size=260)
     >>> ids = tokenizer.encode("lower!")
@@ -108,9 +109,24 @@ class Tokenizer(ABC):
     def __len__(self) -> int:
         return self.vocab_size
 
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """The ids of a text. With `parse_special`, the names of special tokens in it become their ids, as in
+        transformers.
+
+        Raises UserError naming a character without id, which only `chars` knows.
+        """
+        if not (parse_special and self.special_tokens):
+            return self._encode(text)
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        ids = []
+        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
+            special = self.special_tokens.get(part)
+            ids += self._encode(part) if special is None else [special]
+        return ids
+
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises UserError naming a character without id, which only `chars` knows."""
+    def _encode(self, text: str) -> list[int]:
+        """The ids of a text without special tokens."""
 
     @abstractmethod
     def encode_chunk(self, chunk: Chunk) -> np.ndarray:
@@ -165,15 +181,14 @@ class Tokenizer(ABC):
         folder, files = Path(folder).expanduser(), self.files()
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file, but a tokenizer needs a folder")
-        file = folder / "tokenizer.json"
-        if file.exists() and file.read_bytes() != files[file.name]:
+        if (there := load_tokenizer(folder)) is not None and there.digest != self.digest:
             raise UserError(f"{folder}: holds another tokenizer already; choose another folder")
         atomic_io.make_folder(folder)
         for name, data in files.items():
             atomic_io.write_file(folder / name, data)
 
-    def files(self) -> dict[str, bytes]:
-        """The contents of those files, by name."""
+    def files(self, max_tokens: int | None = None) -> dict[str, bytes]:
+        """The contents of those files, by name; `max_tokens` is what the model takes, where there is one."""
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         special_tokens = sorted(self.special_tokens.items(), key=lambda item: item[1])
         tokenizer = {
@@ -190,6 +205,10 @@ class Tokenizer(ABC):
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": end_of_text,
             "eos_token": end_of_text,
+            "unk_token": end_of_text,  # as GPT-2 has it
+            # without this, transformers 4 adds token_type_ids, which change what GPT-2 computes
+            "model_input_names": ["input_ids", "attention_mask"],
+            **({} if max_tokens is None else {"model_max_length": max_tokens}),
             "clean_up_tokenization_spaces": False,
         }
         files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
@@ -205,4 +224,7 @@ class Tokenizer(ABC):
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """As `Tokenizer.load`, but None where the folder holds no tokenizer."""
     file = read_tokenizer_file(folder)
-    return None if file is None else Tokenizer._classes[file.kind]._from_file(file)
+    if file is None:
+        return None
+    file.check_supported()
+    return Tokenizer._classes[file.kind]._from_file(file)

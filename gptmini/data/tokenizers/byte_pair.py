@@ -16,7 +16,7 @@ from tiktoken_ext import openai_public
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
 from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import TokenizerFile
+from gptmini.data.tokenizers.hf_files import BYTE_LEVEL, TokenizerFile
 from gptmini.errors import DamagedError, UserError
 
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
@@ -83,8 +83,8 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         merges = [(_from_unicode(left), _from_unicode(right)) for left, right in learned["merges"]]
         return cls([*tokens, b""], merges, {END_OF_TEXT: len(tokens)})
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text; a lone surrogate, which is no character, counts as U+FFFD."""
+    def _encode(self, text: str) -> list[int]:
+        """A lone surrogate, which is no character, counts as U+FFFD."""
         return self._encoding.encode_ordinary(text)
 
     def encode_chunk(self, chunk: Chunk) -> np.ndarray:
@@ -114,10 +114,9 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
 
     def _file_entries(self) -> dict[str, Any]:
         vocabulary = {_to_unicode(token): i for i, token in enumerate(self.tokens) if token}
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
         return {
-            "pre_tokenizer": byte_level,
-            "decoder": byte_level,
+            "pre_tokenizer": BYTE_LEVEL,
+            "decoder": BYTE_LEVEL,
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -134,24 +133,6 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
     @classmethod
     def _from_file(cls, file: TokenizerFile) -> Tokenizer:
         model, path = file.model, file.path
-        pre_tokenizer = file.pre_tokenizer or {}
-        # all that would give other ids than GPT-2's rule gives with these merges
-        differences = [
-            pre_tokenizer.get("type") != "ByteLevel",
-            pre_tokenizer.get("add_prefix_space"),
-            not pre_tokenizer.get("use_regex", True),
-            file.normalizer,
-            model.dropout,
-            model.continuing_subword_prefix,
-            model.end_of_word_suffix,
-            model.byte_fallback,
-            model.ignore_merges,
-            not all(token.special for token in file.added_tokens),
-        ]
-        if any(differences):
-            raise UserError(
-                f"{path}: not a byte-level BPE tokenizer like GPT-2's, and no other kind can be read"
-            )
         if model.merges is None:
             raise DamagedError(f"{path}: not a tokenizer: model.merges is missing")
         ids = file.ids()
@@ -177,10 +158,8 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
 
         # A token that is no byte and that no merge makes is a special token.
         special_tokens = {text: i for text, i in ids.items() if text not in made}
-        if any(token.content in made for token in file.added_tokens):
-            raise UserError(
-                f"{path}: a special token is also plain text, which GPT-2's tokenizer does not have"
-            )
+        if both := [added.content for added in file.added_tokens if added.content in made]:
+            raise UserError(f"{path}: the special token {both[0]!r} is also a token of plain text")
         tokens = [made.get(text, b"") for text in sorted(ids, key=ids.__getitem__)]
         end_of_text = next((n for n in (file.end_of_text, END_OF_TEXT) if n in special_tokens), None)
         return cls(tokens, merges, special_tokens, end_of_text)

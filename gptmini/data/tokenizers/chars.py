@@ -13,7 +13,7 @@ import numpy as np
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
 from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import TokenizerFile
+from gptmini.data.tokenizers.hf_files import EVERY_CHARACTER, TokenizerFile
 from gptmini.errors import UserError
 
 CODE_POINTS = 0x110000  # Unicode's
@@ -32,13 +32,21 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
 
     kind = "chars"
 
-    def __init__(self, characters: Sequence[str], byte_fallback: bool = False) -> None:
+    def __init__(
+        self,
+        characters: Sequence[str],
+        byte_fallback: bool = False,
+        special_tokens: Sequence[str] = (END_OF_TEXT,),
+        end_of_text: str | None = END_OF_TEXT,
+    ) -> None:
+        """The ids are those of the characters, then of the bytes, then of the special tokens."""
         self.characters = tuple(characters)
         self.byte_fallback = byte_fallback
-        byte_tokens = [bytes([byte]) for byte in range(256)] if byte_fallback else []
-        self.tokens = (*(character.encode() for character in characters), *byte_tokens, b"")
-        self.end_of_text = len(self.tokens) - 1
-        self.special_tokens = {END_OF_TEXT: self.end_of_text}
+        plain = [character.encode() for character in characters]
+        plain += [bytes([byte]) for byte in range(256)] if byte_fallback else []
+        self.tokens = (*plain, *(b"" for _ in special_tokens))
+        self.special_tokens = {name: len(plain) + i for i, name in enumerate(special_tokens)}
+        self.end_of_text = None if end_of_text is None else self.special_tokens[end_of_text]
         # a table from code point to id, so that numpy encodes a whole chunk at once
         self._id_of_code_point = np.full(CODE_POINTS, -1, dtype=np.int64)
         self._id_of_code_point[[ord(character) for character in characters]] = np.arange(len(characters))
@@ -51,8 +59,7 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
         seen[0xD800:0xE000] = False  # lone surrogates are no characters
         return cls([chr(code_point) for code_point in np.flatnonzero(seen)], config.byte_fallback)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises UserError naming a character that the corpus did not have."""
+    def _encode(self, text: str) -> list[int]:
         return self._look_up(text).tolist()
 
     def encode_chunk(self, chunk: Chunk) -> np.ndarray:
@@ -92,32 +99,41 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
 
     def _file_entries(self) -> dict[str, Any]:
         vocabulary = {character: i for i, character in enumerate(self.characters)}
-        every_character = {
-            "type": "Split",
-            "pattern": {"Regex": r"[\s\S]"},
-            "behavior": "Isolated",
-            "invert": False,
+        # what Hugging Face's tokenizers make of an unknown character, as GPT-2 has it: the end of text
+        unknown = {name: i for name, i in self.special_tokens.items() if i == self.end_of_text}
+        model: dict[str, Any] = {
+            "type": "WordLevel",
+            "vocab": vocabulary | unknown,
+            "unk_token": next(iter(unknown), "<unk>"),
         }
-        model: dict[str, Any] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": END_OF_TEXT}
         decoder: dict[str, Any] = {"type": "Fuse"}
         if self.byte_fallback:  # byte pairs without merges: a character, or else its bytes
             vocabulary |= {name: len(self.characters) + byte for byte, name in enumerate(BYTE_TOKENS)}
             model = {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True}
             decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, decoder]}
-        return {"pre_tokenizer": every_character, "decoder": decoder, "model": model}
+        return {"pre_tokenizer": EVERY_CHARACTER, "decoder": decoder, "model": model}
 
     @classmethod
     def _from_file(cls, file: TokenizerFile) -> Tokenizer:
         ids = file.ids()
-        *characters, last = sorted(ids, key=ids.__getitem__) or [""]
+        added = {token.content for token in file.added_tokens}
+        tokens = sorted(ids, key=ids.__getitem__)
+        characters = [token for token in tokens if token not in added]
+        special_tokens = tokens[len(characters) :]
         byte_fallback = file.model.type == "BPE"
         if byte_fallback:
             characters, byte_tokens = characters[:-256], characters[-256:]
             if byte_tokens != BYTE_TOKENS:
-                raise UserError(f"{file.path}: its last tokens are not the 256 bytes and the end of text")
-        if last != END_OF_TEXT or any(len(character) != 1 for character in characters):
-            raise UserError(f"{file.path}: its tokens are words, and only single characters can be read")
-        return cls(characters, byte_fallback)
+                raise UserError(f"{file.path}: its last tokens are not the 256 bytes and the special tokens")
+        if words := [character for character in characters if len(character) != 1]:
+            raise UserError(
+                f"{file.path}: its tokens are words, such as {words[0]!r:.60}, "
+                "and only single characters can be read"
+            )
+        if added != set(special_tokens):
+            raise UserError(f"{file.path}: its special tokens do not come after all characters")
+        end_of_text = next((name for name in (file.end_of_text, END_OF_TEXT) if name in added), None)
+        return cls(characters, byte_fallback, special_tokens, end_of_text)
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,15 +1,35 @@
 """Hugging Face's tokenizer files as typed values: tokenizer.json, or GPT-2's older vocab.json and merges.txt.
 
-Only their form is checked here; byte_pair.py and chars.py decide what they mean.
+A file means what AutoTokenizer of transformers makes of it. An entry that would give other ids or another
+text than gptmini computes is refused by its name. (Truncation and padding are none: transformers applies them
+only where a call asks for them.)
 """
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gptmini.errors import DamagedError, UserError
+
+Component = dict[str, Any]
+"""A normalizer, pre_tokenizer, post_processor or decoder: its type and options."""
+
+EVERY_CHARACTER: Component = {
+    "type": "Split",
+    "pattern": {"Regex": r"[\s\S]"},
+    "behavior": "Isolated",
+    "invert": False,
+}
+BYTE_LEVEL: Component = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 
 
 class _Json(BaseModel):
@@ -18,12 +38,18 @@ class _Json(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class AddedToken(_Json):
+class _Token(_Json):
+    content: str = Field(min_length=1)
+    special: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+class AddedToken(_Token):
     """A token beside the model's; a special one, such as <|endoftext|>, decodes to no text."""
 
     id: int
-    content: str
-    special: bool = False
 
 
 class Model(_Json):
@@ -39,14 +65,24 @@ class Model(_Json):
     ignore_merges: bool = False
 
 
+class _ConfigFile(_Json):
+    eos_token: str | Component | None = None
+    add_prefix_space: bool | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    added_tokens_decoder: dict[int, _Token] = {}
+
+
 class TokenizerFile(_Json):
-    """tokenizer.json, with two values from beside it: its path and the name of the end-of-text token."""
+    """tokenizer.json, with its path and the tokenizer_config.json beside it."""
 
     path: Path = Path()
-    end_of_text: str | None = None
+    config: _ConfigFile = _ConfigFile()
     added_tokens: list[AddedToken] = []
-    normalizer: dict[str, Any] | None = None
-    pre_tokenizer: dict[str, Any] | None = None
+    normalizer: Component | None = None
+    pre_tokenizer: Component | None = None
+    post_processor: Component | None = None
+    decoder: Component | None = None
     model: Model
 
     @property
@@ -55,6 +91,12 @@ class TokenizerFile(_Json):
         # with a byte fallback, characters are written as byte pairs that never merge
         never_merges = self.model.byte_fallback and not self.model.merges
         return "chars" if self.model.type == "WordLevel" or never_merges else "bpe"
+
+    @property
+    def end_of_text(self) -> str | None:
+        """The name of the end-of-text token, as far as the files say it."""
+        token = self.config.eos_token
+        return token.get("content") if isinstance(token, dict) else token  # older files hold the whole token
 
     def ids(self) -> dict[str, int]:
         """The id of every token, added ones included. Raises DamagedError unless they count from 0."""
@@ -66,9 +108,65 @@ class TokenizerFile(_Json):
             )
         return ids
 
+    def check_supported(self) -> None:
+        """Raise UserError naming the first entry that would give other ids or another text than ours."""
+        for entry in self._unsupported():
+            raise UserError(
+                f"{self.path}: not a byte-level BPE tokenizer like GPT-2's, nor one of single characters, "
+                f"because of {entry}; no other kind can be read"
+            )
 
-class _TokenizerConfigFile(_Json):
-    eos_token: str | dict[str, Any] | None = None
+    def _unsupported(self) -> Iterator[str]:
+        def show(key: str, component: Component | None) -> str:
+            return f"{key} = {json.dumps(component)[:160]}"
+
+        is_chars = self.kind == "chars"
+        # what changes the text before it is split, or splits it in another way
+        if list(_parts(self.normalizer)):
+            yield show("normalizer", self.normalizer)
+        splits = list(_parts(self.pre_tokenizer))
+        if not is_chars:  # complete what may be missing, and pass over what moves no id
+            splits = [{"use_regex": True, **part, "trim_offsets": True} for part in splits]
+        if splits != [EVERY_CHARACTER if is_chars else BYTE_LEVEL]:
+            yield show("pre_tokenizer", self.pre_tokenizer)
+        # what gives the pieces other ids
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+            if value := getattr(self.model, key):
+                yield f"model.{key} = {json.dumps(value)}"
+        if self.model.byte_fallback and not is_chars:
+            yield "model.byte_fallback = true"
+        for token in self.added_tokens:
+            name = f"{token.content!r} (id {token.id}) of added_tokens, which"
+            if not token.special:
+                yield f"{name} is text and not special"
+            if token.single_word or token.lstrip or token.rstrip:
+                yield f"{name} depends on the text beside it (single_word, lstrip or rstrip)"
+        # what adds ids to those of the text
+        for key in ("add_prefix_space", "add_bos_token", "add_eos_token"):
+            if getattr(self.config, key):
+                yield f"{key} = true in tokenizer_config.json"
+        for part in _parts(self.post_processor):
+            template = json.dumps(part.get("single"))
+            if part.get("type") != "ByteLevel" and not re.fullmatch(r'\[{"Sequence": {[^{}]*}}\]', template):
+                yield show("post_processor", part)
+        # what turns ids into another text
+        decoders = [part.get("type") for part in _parts(self.decoder)]
+        if decoders != (
+            ["ByteFallback"] * self.model.byte_fallback + ["Fuse"] if is_chars else ["ByteLevel"]
+        ):
+            yield show("decoder", self.decoder)
+
+
+def _parts(component: Component | None) -> Iterator[Component]:
+    """A component, or those that a Sequence applies one after the other."""
+    if component is None:
+        return
+    if component.get("type") != "Sequence":
+        yield component
+        return
+    for value in component.values():  # under normalizers, pretokenizers, processors or decoders
+        for part in value if isinstance(value, list) else ():
+            yield from _parts(part)
 
 
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
@@ -85,14 +183,16 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
         path = vocab
         lines = [line for line in _read_text(merges).split("\n") if line and not line.startswith("#version")]
         model = Model(vocab=_parse(vocab, dict[str, int]), merges=lines)
-        file = TokenizerFile(pre_tokenizer={"type": "ByteLevel"}, model=model)
+        file = TokenizerFile(pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL, model=model)
     else:
         return None
-    config = folder / "tokenizer_config.json"
-    end_of_text = _parse(config, _TokenizerConfigFile).eos_token if config.is_file() else None
-    if isinstance(end_of_text, dict):  # older files hold the whole token
-        end_of_text = end_of_text.get("content")
-    return file.model_copy(update={"path": path, "end_of_text": end_of_text})
+    beside = folder / "tokenizer_config.json"
+    config = _parse(beside, _ConfigFile) if beside.is_file() else _ConfigFile()
+    # with the tokens that only tokenizer_config.json knows
+    tokens = {token.content: token for token in file.added_tokens}
+    for i, token in config.added_tokens_decoder.items():
+        tokens.setdefault(token.content, AddedToken(id=i, **token.model_dump()))
+    return file.model_copy(update={"path": path, "config": config, "added_tokens": list(tokens.values())})
 
 
 _Schema = TypeVar("_Schema")
