@@ -1,15 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptmini.config import TokenizerConfig
 from gptmini.data.batching import WindowSampler, validation_batches
-
-BYTES = TokenizerConfig(kind="bytes")
 
 
 @pytest.mark.parametrize(("length", "context_length"), [(5, 4), (9, 4), (103, 7), (1000, 16)])
@@ -55,18 +50,3 @@ def test_a_validation_pass_predicts_every_token_but_the_first_once(length, conte
 def test_a_limited_validation_pass_predicts_that_many_tokens():
     batches = validation_batches(np.arange(100), 8, 4, max_tokens=20)
     assert sum(targets.numel() for _, targets in batches) == 20
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
-def test_a_process_does_not_grow_by_the_windows_that_it_reads(tmp_path):
-    def mapped_bytes():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile"))
-
-    np.arange(2**24, dtype="<u4").astype("<u2").tofile(tmp_path / "tokens.bin")
-    windows = WindowSampler(np.memmap(tmp_path / "tokens.bin", "<u2", "r"), context_length=64, seed=0)
-    before = mapped_bytes()
-    for step in range(100):
-        inputs, _ = windows.batch(windows.starts(step, 64))
-        assert int(inputs[3, 5]) == (int(windows.starts(step, 64)[3]) + 5) % 2**16
-    assert mapped_bytes() - before < 2**22  # of 2^25 bytes that 6,400 windows lie in

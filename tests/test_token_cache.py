@@ -1,31 +1,39 @@
+import errno
+import io
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 from test_prepare import BPE, BYTES, corpus_of, decoded, prepared
 
+from gptmini.cli.main import main
 from gptmini.config import DataConfig
 from gptmini.data.corpus import Corpus
 from gptmini.data.datasets import cache_folder
 from gptmini.data.documents import Document
 from gptmini.data.prepare import prepare, prepare_corpus
-from gptmini.errors import UserError
+from gptmini.errors import DamagedError, UserError
 
 
 def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_path):
     first = prepared(tmp_path, "some text " * 20)
-    tokens = first.train.tolist()
+    tokens = first.train[:].tolist()
     (folder,) = (cache_folder() / "tokens").glob("*/tokens")
     before = (folder / "train.bin").stat().st_mtime_ns
     assert prepared(tmp_path, "some text " * 20).digest == first.digest
     assert (folder / "train.bin").stat().st_mtime_ns == before
     (folder / "train.bin").write_bytes(b"x")
     reopened = prepared(tmp_path, "some text " * 20)
-    assert reopened.train.tolist() == tokens
+    assert reopened.train[:].tolist() == tokens
 
 
 def test_a_learned_tokenizer_that_was_changed_is_learned_anew():
@@ -79,8 +87,74 @@ def test_a_damaged_cache_is_made_anew(name, damage):
     damage(file)
     reopened = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
     assert reopened.digest == first.digest
-    assert reopened.train.tolist() == first.train.tolist()
+    assert reopened.train[:].tolist() == first.train[:].tolist()
     assert json.loads(file.read_text())
+
+
+def outcome(function):
+    """What a function returns, or the OSError that it raises."""
+    try:
+        return function()
+    except OSError as error:
+        return error
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+def test_an_error_of_the_machine_never_removes_prepared_tokens(code, monkeypatch):
+    def prepare_again():
+        data = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+        return data.train[:].tolist()
+
+    first = prepare_again()
+    files = {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*")}
+    real = {(io, "open"): io.open, (os, "open"): os.open, (os, "pread"): os.pread}
+    calls = 0  # of those functions on files of the cache
+
+    def failing_at(n, function, path, *args, **keywords):
+        nonlocal calls
+        if function is real[os, "pread"] or str(path).startswith(str(cache_folder())):
+            calls += 1
+            if calls == n:
+                raise OSError(code, os.strerror(code), path if isinstance(path, str) else None)
+        return function(path, *args, **keywords)
+
+    for n in itertools.count(1):
+        calls = 0
+        with monkeypatch.context() as patch:
+            for (module, name), function in real.items():
+                patch.setattr(module, name, partial(failing_at, n, function))
+            result = outcome(prepare_again)
+            if calls < n:  # no call was left to fail
+                break
+        assert (result.errno, type(result) is DamagedError) == (code, False)
+        assert {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*")} == files
+    assert (result, n > 10) == (first, True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file permissions")
+def test_a_cache_that_cannot_be_written_is_used_if_it_holds_the_tokens(monkeypatch, capsys):
+    with tempfile.TemporaryDirectory() as name:  # which another user can reach, unlike tmp_path
+        folder = Path(name)
+        monkeypatch.setenv("GPTMINI_CACHE_DIR", str(folder / "cache"))
+        (folder / "a.txt").write_text("some text " * 50)
+        command = ["prepare", "--data.corpus", str(folder / "a.txt"), "--model.context-length", "4"]
+        assert main(command) == 0
+        written = capsys.readouterr().out
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        user = os.geteuid()
+        if user == 0:  # for whom every folder can be written
+            os.seteuid(65534)
+        try:
+            assert main(command) == 0
+            assert capsys.readouterr() == (written, "")
+            assert main([*command, "--data.val-fraction", "0.2"]) == 1
+        finally:
+            os.seteuid(user)
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(0o755)
+        message = rf"gptmini: {folder}/cache/tokenizers/\w+: Permission denied: set GPTMINI_CACHE_DIR to .*\n"
+        assert re.fullmatch(message, capsys.readouterr().err)
 
 
 SCRIPT = """

@@ -1,4 +1,9 @@
 import json
+import os
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,8 +11,9 @@ import torch
 from test_prepare import prepared
 
 from gptmini.config import TokenizerConfig
+from gptmini.data.batching import WindowSampler, validation_batches
 from gptmini.data.datasets import cache_folder
-from gptmini.data.token_files import open_token_files
+from gptmini.data.token_files import create_sums, open_token_files
 from gptmini.errors import DamagedError
 
 
@@ -18,29 +24,91 @@ def test_the_bytes_of_text_that_ids_stand_for_are_counted(tmp_path):
     assert data.tokenizer.count_bytes(np.array(data.tokenizer.encode("x€"), dtype=np.uint16)) == 4
 
 
-def test_the_files_of_a_folder_are_the_tokens_that_were_written(tmp_path):
-    data = prepared(tmp_path, "some text " * 20)
+def tokens_folder() -> Path:
     (folder,) = (cache_folder() / "tokens").glob("*/tokens")
+    return folder
+
+
+def test_the_files_of_a_folder_are_the_tokens_that_were_written(tmp_path):
+    data = prepared(tmp_path, "some text " * 2000)
+    folder = tokens_folder()
     reopened = open_token_files(folder)
     assert reopened.digest == data.digest
-    assert np.fromfile(folder / "train.bin", "<u2").tolist() == reopened.train.tolist()
+    whole = np.fromfile(folder / "train.bin", "<u2")
+    assert len(whole) == len(reopened.train) == 18_000
+    for window in (slice(None), slice(2047, 2049), slice(-5, None), slice(17_990, 99_999), slice(7, 7)):
+        assert reopened.train[window].tolist() == whole[window].tolist()
     with pytest.raises(ValueError, match="read-only"):
-        reopened.train[0] = 0
+        reopened.train[:1][0] = 0
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"train_tokens": 7}, r"train\.bin: holds 360 bytes, not 7 tokens"),
+def test_every_flipped_byte_of_prepared_tokens_is_found(tmp_path, long):
+    data = prepared(tmp_path, "some text " * 20)
+    folder, count = tokens_folder(), 0
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        stream = {"train.bin": data.train, "val.bin": data.val}.get(path.name)
+        check = stream.verify if stream else partial(open_token_files, folder)
+        for i in range(0, len(content), 1 if long else 17):
+            path.write_bytes(content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :])
+            with pytest.raises(DamagedError, match=rf"^{folder}/\S+: (damaged|missing)"):
+                check()
+            count += 1
+        path.write_bytes(content)
+    data.train.verify()
+    assert open_token_files(folder).digest == data.digest
+    print(f"flipped bytes of prepared tokens: {count:,}")
+
+
+def test_damage_is_found_by_a_reader_of_the_block_and_named(tmp_path):
+    data = prepared(tmp_path, "some text " * 2000)
+    folder = tokens_folder()
+    with open(folder / "train.bin", "r+b") as file:
+        file.seek(5000)
+        file.write(b"\1")
+    sampler = WindowSampler(data.train, 16, seed=0)
+    sampler.batch(np.array([0, 2000]))
+    message = (
+        r"train\.bin: damaged: block 1, from byte 4,096 on, is not what was written: remove .*/tokens, and"
+    )
+    with pytest.raises(DamagedError, match=message):
+        sampler.batch(np.array([0, 2047]))
+    with pytest.raises(DamagedError, match=message):
+        data.train.verify()
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error_and_no_signal(tmp_path):
+    data = prepared(tmp_path, "some text " * 2000)
+    os.truncate(tokens_folder() / "val.bin", 100)
+    with pytest.raises(DamagedError, match=r"val\.bin: damaged: block 0"):
+        list(validation_batches(data.val, 16, 4))
+
+
+def test_files_that_do_not_fit_together_are_refused(tmp_path):
+    prepared(tmp_path, "some text " * 20)
+    folder = tokens_folder()
+    content = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(content + b"x")
+    with pytest.raises(DamagedError, match=r"train\.bin: holds 361 bytes, not 180 tokens"):
+        open_token_files(folder)
+    (folder / "train.bin").write_bytes(content)
+    meta = json.loads((folder / "meta.json").read_text())
+    for change, message in (
         ({"tokenizer_digest": "0"}, r"holds another tokenizer than meta\.json says"),
         ({"vocab_size": 0}, r"meta\.json: Input should be greater than or equal to 1"),
         ({"format_version": 9}, r"meta\.json: Input should be 2"),
-    ],
-)
-def test_files_that_do_not_fit_together_are_refused(tmp_path, change, message):
+    ):
+        (folder / "meta.json").write_text(json.dumps(meta | change))
+        with pytest.raises(DamagedError, match=r"meta\.json: damaged"):
+            open_token_files(folder)
+        (folder / "SHA256SUMS").unlink()
+        create_sums(folder)
+        with pytest.raises(DamagedError, match=message):
+            open_token_files(folder)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_the_digests_can_be_checked_without_gptmini(tmp_path):
     prepared(tmp_path, "some text " * 20)
-    (folder,) = (cache_folder() / "tokens").glob("*/tokens")
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps(meta | change))
-    with pytest.raises(DamagedError, match=message):
-        open_token_files(folder)
+    folder = tokens_folder()
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)

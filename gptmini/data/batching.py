@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptmini.data.shuffle import derive_key, permute
-from gptmini.data.token_files import release_pages
+from gptmini.data.token_files import TokenStream
 
 
 class WindowSampler:
@@ -21,7 +21,7 @@ class WindowSampler:
     alone. Nothing is stored, so memory does not grow with the corpus.
     """
 
-    def __init__(self, tokens: np.ndarray, context_length: int, seed: int) -> None:
+    def __init__(self, tokens: TokenStream, context_length: int, seed: int) -> None:
         """`tokens` (N,) must hold at least one window of context_length tokens and its last target."""
         assert len(tokens) > context_length
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
@@ -60,11 +60,10 @@ class WindowSampler:
         return stack_windows(self.tokens, starts, self.context_length)
 
 
-def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+def stack_windows(tokens: TokenStream, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets, int64 (B, length), of the windows that begin at `starts`."""
     # One token more than the model sees: the last position needs a target too.
     windows = [torch.from_numpy(tokens[s : s + length + 1].astype(np.int64)) for s in starts]
-    release_pages(tokens)  # the file is memory-mapped: keep no page of it in this process
     # Equally long windows, stacked as rows: B of (T + 1,) make one (B, T + 1).
     rows = torch.stack(windows)
     # Targets are the inputs shifted by one: at each position the model predicts the next token.
@@ -72,7 +71,7 @@ def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[
 
 
 def validation_batches(
-    tokens: np.ndarray, context_length: int, batch_size: int, max_tokens: int | None = None
+    tokens: TokenStream, context_length: int, batch_size: int, max_tokens: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A full pass over a split in a fixed order: each token but the first is a target exactly once.
 

@@ -9,6 +9,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from gptmini.data.corpus import Chunk, Contents, Corpus, character_boundary, ope
 from gptmini.data.datasets import NAMED, is_downloaded
 from gptmini.data.dedup import ParagraphDeduplicator
 from gptmini.data.documents import STANDARD_INPUT
-from gptmini.data.token_files import Meta, TokenData, open_token_files
+from gptmini.data.token_files import Meta, TokenData, create_sums, create_token_file, open_token_files
 from gptmini.data.tokenizers import Tokenizer, build_tokenizer
 from gptmini.errors import UserError
 
@@ -66,13 +67,10 @@ def prepare_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _find_or_build_tokenizer(tokenizer, split, quiet)
 
-    # text, split and tokenizer name the cache entry; its tokens are written only if they are not there yet
-    entry = token_cache.tokens_entry(split.digest, split.train_bytes, tokenizer)
-    with token_cache.exclusive(entry, quiet):  # the first process writes, the others then find it
-        found = token_cache.find_tokens(entry)
-        if found is None:
-            _write(entry / "tokens", split, tokenizer, quiet)
-            found = open_token_files(entry / "tokens")
+    # text, split and tokenizer name the folder; its tokens are written only if they are not there yet
+    folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
+    write = partial(_write, folder, split, tokenizer, quiet)
+    found = token_cache.find_or_make(folder, open_token_files, write, quiet)
 
     # both splits must fill a window: context_length inputs and one more token for the last target
     for name, tokens in (("training", found.train), ("validation", found.val)):
@@ -90,21 +88,21 @@ def prepare_corpus(
 
 def _find_or_build_tokenizer(config: TokenizerConfig, split: "_Split", quiet: bool) -> Tokenizer:
     """A tokenizer is built once for a text. GPT-2's is saved too, so it needs the network only once."""
-    entry = token_cache.tokenizer_entry(config, split.digest, split.train_bytes)
-    if entry is None:
+    folder = token_cache.tokenizer_folder(config, split.digest, split.train_bytes)
+    if folder is None:
         return build_tokenizer(config, split.corpus)
-    with token_cache.exclusive(entry, quiet):
-        found = token_cache.find_tokenizer(entry)
-        if found is None:
-            found = build_tokenizer(config, split.corpus, split.train_bytes)
-            token_cache.save_tokenizer(entry, found)
-    return found
+
+    def make() -> None:
+        token_cache.save_tokenizer(folder, build_tokenizer(config, split.corpus, split.train_bytes))
+
+    return token_cache.find_or_make(folder, token_cache.open_tokenizer, make, quiet)
 
 
-def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> TokenData | None:
-    """What `prepare` has made of this corpus before, or None; nothing is tokenized or downloaded.
+def find_prepared(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> TokenData | None:
+    """What `prepare` has made of this corpus before, or None; nothing is tokenized, downloaded or written.
 
-    The text is read once for its digest, as it may have changed. Standard input is not read.
+    The text is read once for its digest, as it may have changed. Standard input is not read. Raises
+    DamagedError where the files are not what was written.
     """
     for corpus in filter(None, (data.corpus, data.val_corpus)):
         for name in (corpus,) if isinstance(corpus, str) else corpus:
@@ -112,13 +110,17 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> TokenData | N
                 return None
     try:
         split = _split(*_open(data))
-        entry = token_cache.tokenizer_entry(tokenizer, split.digest, split.train_bytes)
-        found = token_cache.find_tokenizer(entry) if entry else build_tokenizer(tokenizer, split.corpus)
+        if not isinstance(tokenizer, Tokenizer):
+            folder = token_cache.tokenizer_folder(tokenizer, split.digest, split.train_bytes)
+            if folder is not None and not folder.exists():
+                return None
+            tokenizer = (
+                token_cache.open_tokenizer(folder) if folder else build_tokenizer(tokenizer, split.corpus)
+            )
     except UserError:  # no such text, or no such folder of a tokenizer
         return None
-    if found is None:
-        return None
-    return token_cache.find_tokens(token_cache.tokens_entry(split.digest, split.train_bytes, found))
+    folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
+    return open_token_files(folder) if folder.exists() else None
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:
@@ -197,8 +199,10 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             if split.between_documents:
                 chunks = paragraphs.remember(chunks) if name == "train" else paragraphs.drop(chunks)
             path = new / f"{name}.bin"
-            atomic_io.create_file(path, _encode(tokenizer, chunks, dtype))
+            create_token_file(path, _encode(tokenizer, chunks, dtype))
             tokens[name] = path.stat().st_size // dtype.itemsize
+        for name in {"train", "val"} - tokens.keys():
+            create_token_file(new / f"{name}.bin", ())
         # the entry is named by the digest of the first pass
         if read_again.digest != contents.digest:
             raise UserError(f"data.corpus = {split.corpus.name}: changed while it was read; try again")
@@ -218,6 +222,7 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             python_version=split.corpus.python_version,
         )
         atomic_io.create_file(new / "meta.json", meta.model_dump_json(indent=2).encode())
+        create_sums(new)
 
 
 def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> Iterator[bytes]:

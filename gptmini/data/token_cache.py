@@ -4,37 +4,40 @@ An entry is a folder named by a digest of everything that decides its content: f
 and the tokenizer; for a tokenizer its config and the text that it learned from.
 """
 
+import errno
 import hashlib
 import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from gptmini import atomic_io
 from gptmini.config import TokenizerConfig
 from gptmini.data.datasets import cache_folder
-from gptmini.data.token_files import TokenData, open_token_files
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
-from gptmini.errors import InUseError, UserError
+from gptmini.errors import DamagedError, InUseError, UserError
 
 FORMAT_VERSION = 2  # a new format makes new entries and leaves the old ones alone
 
-
-def tokens_entry(corpus_digest: str, train_bytes: int, tokenizer: Tokenizer) -> Path:
-    """The entry for the tokens of a text, of which the first `train_bytes` are for training."""
-    return _entry("tokens", corpus_digest, train_bytes, tokenizer.digest)
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
-def tokenizer_entry(config: TokenizerConfig, corpus_digest: str, train_bytes: int) -> Path | None:
-    """The entry for a text's tokenizer; None where it is read from a folder of the user's each time."""
+def tokens_folder(corpus_digest: str, train_bytes: int, tokenizer: Tokenizer) -> Path:
+    """Where the tokens of a text are, of which the first `train_bytes` are for training."""
+    return _entry("tokens", corpus_digest, train_bytes, tokenizer.digest) / "tokens"
+
+
+def tokenizer_folder(config: TokenizerConfig, corpus_digest: str, train_bytes: int) -> Path | None:
+    """Where a text's tokenizer is; None where it is read from a folder of the user's each time."""
     if config.folder is not None:
         return None
     # what it learns from: chars sees the whole text, bpe the training split, and the others learn nothing
     learned_from = {"chars": (corpus_digest,), "bpe": (corpus_digest, train_bytes)}.get(config.kind, ())
-    return _entry("tokenizers", config.model_dump_json(), *learned_from)
+    return _entry("tokenizers", config.model_dump_json(), *learned_from) / "tokenizer"
 
 
 def _entry(kind: str, *made_from: str | int) -> Path:
@@ -42,8 +45,36 @@ def _entry(kind: str, *made_from: str | int) -> Path:
     return cache_folder() / kind / key
 
 
+Found = TypeVar("Found")
+
+
+def find_or_make(
+    folder: Path, open_folder: Callable[[Path], Found], make: Callable[[], object], quiet: bool
+) -> Found:
+    """What `open_folder` reads in a folder of the cache; `make` makes it first if it is missing or damaged.
+
+    A folder that is there is used without a lock, as the cache may be one that this process cannot write.
+    Otherwise processes that need the same folder wait for the first of them to make it. Raises OSError where
+    the folder cannot be read or written; nothing is removed then, as it may be whole.
+    """
+    with _errors_name_cache():
+        with suppress(DamagedError):
+            if folder.exists():
+                return open_folder(folder)
+        with _exclusive(folder.parent, quiet):
+            if folder.exists():  # made meanwhile, or damaged
+                try:
+                    return open_folder(folder)
+                except DamagedError as error:
+                    if not quiet:
+                        print(f"{error}; making it again", file=sys.stderr)
+                    atomic_io.remove_folder(folder)
+            make()
+            return open_folder(folder)
+
+
 @contextmanager
-def exclusive(entry: Path, quiet: bool) -> Iterator[None]:
+def _exclusive(entry: Path, quiet: bool) -> Iterator[None]:
     """Hold an entry for the block: wait for other processes, and remove what a killed one left in it."""
     with ExitStack() as stack:
         for attempt in itertools.count():
@@ -58,34 +89,32 @@ def exclusive(entry: Path, quiet: bool) -> Iterator[None]:
         yield
 
 
-def find_tokens(entry: Path) -> TokenData | None:
-    """The token files of an entry, or None. A damaged folder is removed, so that it is made again."""
-    folder = entry / "tokens"
-    if not folder.exists():
-        return None
+@contextmanager
+def _errors_name_cache() -> Iterator[None]:
+    """Say how to choose another cache folder where this one cannot be written."""
     try:
-        return open_token_files(folder)
-    except (OSError, UserError):  # DamagedError is an OSError; what made the files is still there
-        atomic_io.remove_folder(folder)
-        return None
+        yield
+    except OSError as error:
+        if error.errno not in _UNUSABLE or not str(error.filename).startswith(str(cache_folder())):
+            raise
+        advice = "set GPTMINI_CACHE_DIR to a folder that can hold prepared text"
+        raise OSError(error.errno, f"{error.strerror}: {advice}", error.filename) from None
 
 
-def find_tokenizer(entry: Path) -> Tokenizer | None:
-    """The tokenizer of an entry, or None where it is missing or not the one that was saved."""
-    folder = entry / "tokenizer"
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of an entry. Raises DamagedError where it is not the one that was saved."""
     try:
         found = load_tokenizer(folder)
-        saved_digest = (folder / "digest").read_text(encoding="ascii")
-    except (OSError, UserError, UnicodeDecodeError):
-        return None
-    return found if found is not None and found.digest == saved_digest else None
+        saved_digest = (folder / "digest").read_bytes()
+    except (FileNotFoundError, UserError) as error:
+        raise DamagedError(f"{folder}: {error}") from None
+    if found is None or found.digest.encode() != saved_digest:
+        raise DamagedError(f"{folder}: holds another tokenizer than was saved")
+    return found
 
 
-def save_tokenizer(entry: Path, tokenizer: Tokenizer) -> None:
-    """Put a tokenizer and its digest into an entry, in place of a damaged one."""
-    folder = entry / "tokenizer"
-    if folder.exists():
-        atomic_io.remove_folder(folder)
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Make the folder of a tokenizer, with its digest."""
     with atomic_io.new_folder(folder) as new:
         tokenizer.save(new)
         atomic_io.create_file(new / "digest", tokenizer.digest.encode())

@@ -1,21 +1,32 @@
 """The tokens of a corpus on disk: a folder with train.bin, val.bin, meta.json and the tokenizer's files.
 
-A .bin file is the ids one after another, uint16 or uint32 (little-endian), and nothing else. It is mapped
-into memory, not read. Nothing here imports torch.
+A .bin file is the ids one after another, uint16 or uint32 (little-endian), and nothing else; train.sha256 and
+val.sha256 have a digest of each block, and SHA256SUMS the digests of all other files. What is read is
+compared with its digest each time. Nothing here imports torch.
 """
 
-import hashlib
-import mmap
+import itertools
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field, ValidationError
 
+from gptmini import atomic_io
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
-from gptmini.errors import DamagedError
+from gptmini.errors import DamagedError, UserError
 from gptmini.schema import Section
+
+BLOCK_BYTES = 4096  # read and hashed for each window: with 65,536 a window takes five times as long
+DIGEST_BYTES = 8  # of a block's sha256: the digests take 1/512 of the tokens' space
+SUMS = "SHA256SUMS"  # as the program sha256sum writes and checks it
+_IN_SUMS = ("meta.json", "tokenizer.json", "tokenizer_config.json", "train.sha256", "val.sha256")
 
 
 class Meta(Section):
@@ -37,12 +48,79 @@ class Meta(Section):
     python_version: str | None = Field(None, description="For python-docs, whose text differs by version.")
 
 
+class TokenStream(Protocol):
+    """Ids (N,): an array, or a file that is read slice by slice."""
+
+    def __len__(self) -> int:
+        """Number of ids."""
+
+    def __getitem__(self, window: slice, /) -> np.ndarray:
+        """The ids of a window, as an array."""
+
+
+class TokenFile:
+    """A .bin file as a stream of ids (N,). Slices are read-only arrays of uint16 or uint32.
+
+    Each slice is read from the file and compared with the digests: DamagedError names the block that differs.
+    Nothing is mapped into memory, where a file that is cut short would end the process by a signal.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, tokens: int) -> None:
+        """DamagedError where the file is not `tokens` ids long, OSError where it cannot be opened."""
+        self._path, self._dtype, self._tokens = path, dtype, tokens
+        self._digests = path.with_suffix(".sha256").read_bytes()
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._file)
+        if (size := os.fstat(self._file).st_size) != tokens * dtype.itemsize:
+            raise DamagedError(f"{path}: holds {size:,} bytes, not {tokens:,} tokens")
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def __getitem__(self, window: slice, /) -> np.ndarray:
+        start, stop, step = window.indices(len(self))
+        assert step == 1
+        start, stop = start * self._dtype.itemsize, max(start, stop) * self._dtype.itemsize  # in bytes
+        # a digest is of a whole block, so all blocks that hold some of the window are read
+        first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+        data = b"".join(self._read_block(i) for i in range(first, last))
+        return np.frombuffer(data[start - first * BLOCK_BYTES :][: stop - start], self._dtype)
+
+    def verify(self) -> None:
+        """Compare the whole file with its digests. Raises DamagedError at the first block that differs."""
+        for i in range(-(-self._tokens * self._dtype.itemsize // BLOCK_BYTES)):
+            self._read_block(i)
+
+    def _read_block(self, i: int) -> bytes:
+        try:
+            block = _read_at(self._file, BLOCK_BYTES, i * BLOCK_BYTES)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        if _digest(block) != self._digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]:
+            raise DamagedError(
+                f"{self._path}: damaged: block {i:,}, from byte {i * BLOCK_BYTES:,} on, is not what was "
+                f"written: remove {self._path.parent}, and the next command prepares the text again"
+            )
+        return block
+
+
+def _read_at(file: int, size: int, position: int) -> bytes:
+    if sys.platform == "win32":  # which has no pread
+        os.lseek(file, position, os.SEEK_SET)
+        return os.read(file, size)
+    return os.pread(file, size, position)
+
+
+def _digest(block: bytes) -> bytes:
+    return sha256(block).digest()[:DIGEST_BYTES]
+
+
 @dataclass(frozen=True)
 class TokenData:
     """A tokenized corpus: two read-only streams of ids (N,), and the tokenizer that made them."""
 
-    train: np.ndarray
-    val: np.ndarray
+    train: TokenStream
+    val: TokenStream
     tokenizer: Tokenizer
     meta: Meta
 
@@ -50,39 +128,60 @@ class TokenData:
     def digest(self) -> str:
         """Equal exactly where both streams are: text, split and tokenizer decide it."""
         parts = (self.meta.corpus_digest, self.meta.tokenizer_digest, str(self.meta.train_bytes))
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        return sha256(" ".join(parts).encode()).hexdigest()
 
 
 def open_token_files(folder: Path) -> TokenData:
-    """The token files in a folder. Raises DamagedError or another OSError where they are not whole."""
+    """The token files in a folder, all checked but the blocks, which are when they are read.
+
+    Raises DamagedError where files are missing or not what was written, another OSError where reading fails.
+    """
     try:
+        written = (folder / SUMS).read_bytes().splitlines()
+        for i, name in enumerate(_IN_SUMS):
+            if written[i : i + 1] != [_sum_of(folder / name)]:
+                raise DamagedError(f"{folder / name}: damaged: its sha256 is not that of what was written")
         meta = Meta.model_validate_json((folder / "meta.json").read_bytes())
+        # ids mean nothing without the tokenizer that made them, so the two are kept together
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None or tokenizer.digest != meta.tokenizer_digest:
+            raise DamagedError(f"{folder}: holds another tokenizer than meta.json says")
+        dtype = np.dtype(meta.dtype).newbyteorder("<")
+        train = TokenFile(folder / "train.bin", dtype, meta.train_tokens)
+        val = TokenFile(folder / "val.bin", dtype, meta.val_tokens)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename}: missing") from None
     except ValidationError as error:
         raise DamagedError(f"{folder / 'meta.json'}: {error.errors()[0]['msg']}") from None
-    # ids mean nothing without the tokenizer that made them, so the two are kept together
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None or tokenizer.digest != meta.tokenizer_digest:
-        raise DamagedError(f"{folder}: holds another tokenizer than meta.json says")
-    train = _map_ids(folder / "train.bin", meta.dtype, meta.train_tokens)
-    val = _map_ids(folder / "val.bin", meta.dtype, meta.val_tokens)
+    except UserError as error:  # a tokenizer that we did not write
+        raise DamagedError(str(error)) from None
     return TokenData(train, val, tokenizer, meta)
 
 
-def _map_ids(path: Path, dtype: str, tokens: int) -> np.ndarray:
-    """A token file as an array (tokens,): the operating system loads the pages that are used."""
-    if tokens == 0:  # an empty file cannot be mapped
-        return np.empty(0, np.dtype(dtype))
-    if path.stat().st_size != tokens * np.dtype(dtype).itemsize:
-        raise DamagedError(f"{path}: holds {path.stat().st_size:,} bytes, not {tokens:,} tokens")
-    stream: np.ndarray = np.memmap(path, np.dtype(dtype).newbyteorder("<"), mode="r")
-    return stream
+def create_token_file(path: Path, ids: Iterable[bytes]) -> None:
+    """Write a new .bin file, and beside it the digests of its blocks."""
+    digests = bytearray()
+
+    def blocks() -> Iterator[bytes]:
+        waiting = bytearray()
+        for data in itertools.chain(ids, [None]):
+            waiting += data or b""
+            # whole blocks, and what is left at the end
+            while len(waiting) >= (BLOCK_BYTES if data is not None else 1):
+                block = bytes(waiting[:BLOCK_BYTES])
+                del waiting[:BLOCK_BYTES]
+                digests.extend(_digest(block))
+                yield block
+
+    atomic_io.create_file(path, blocks())
+    atomic_io.create_file(path.with_suffix(".sha256"), digests)
 
 
-def release_pages(stream: np.ndarray) -> None:
-    """Unmap the pages of a token file that were read, so that the process does not grow by them.
+def create_sums(folder: Path) -> None:
+    """Write SHA256SUMS, which makes a folder of token files complete."""
+    atomic_io.create_file(folder / SUMS, b"".join(_sum_of(folder / name) + b"\n" for name in _IN_SUMS))
 
-    They stay in the operating system's page cache as long as memory lasts, so reading them again is cheap.
-    """
-    mapped: object = stream.base  # None for an array in memory
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+
+def _sum_of(path: Path) -> bytes:
+    """The file's line in SHA256SUMS."""
+    return f"{sha256(path.read_bytes()).hexdigest()}  {path.name}".encode()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptmini.data.token_files import TokenData
+from gptmini.data.token_files import TokenData, TokenStream
 from gptmini.data.tokenizers import Tokenizer
 
 TEXT_BYTES = 8 << 20  # of each split at most: seconds instead of minutes
@@ -41,14 +41,14 @@ def measure_baselines(data: TokenData) -> Baselines:
     )
 
 
-def first_bytes(tokens: np.ndarray, tokenizer: Tokenizer, size: int) -> bytes:
+def first_bytes(tokens: TokenStream, tokenizer: Tokenizer, size: int) -> bytes:
     """The text of a token stream, cut after its first `size` bytes or a little earlier."""
     tokens = tokens[:size]  # nearly every token is a byte or more
     ends = np.cumsum(tokenizer.token_byte_lengths[tokens])
     return tokenizer.decode_bytes(tokens[: np.searchsorted(ends, size, side="right")].tolist())
 
 
-def last_bytes(tokens: np.ndarray, tokenizer: Tokenizer, size: int) -> bytes:
+def last_bytes(tokens: TokenStream, tokenizer: Tokenizer, size: int) -> bytes:
     """The last `size` bytes of a token stream's text, or a little less."""
     tokens = tokens[-size:]
     ends = np.cumsum(tokenizer.token_byte_lengths[tokens][::-1])

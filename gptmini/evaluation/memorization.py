@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from gptmini.data.token_files import TokenStream
 from gptmini.data.tokenizers import Tokenizer
 
 BLOCK_TOKENS = 1 << 18
@@ -57,7 +58,7 @@ def copied_fraction(text: bytes, blocks: Iterable[bytes]) -> float:
     return float(covered.mean())
 
 
-def text_blocks(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
+def text_blocks(tokens: TokenStream, tokenizer: Tokenizer) -> Iterator[bytes]:
     """The text of a token stream, in blocks of BLOCK_TOKENS tokens."""
     for start in range(0, len(tokens), BLOCK_TOKENS):
         yield tokenizer.decode_bytes(tokens[start : start + BLOCK_TOKENS].tolist())

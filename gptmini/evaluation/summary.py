@@ -9,7 +9,7 @@ from gptmini.checkpoint.store import load_model
 from gptmini.config import Config, RuntimeConfig, load_config
 from gptmini.data.corpus import open_corpus
 from gptmini.data.prepare import encode_corpus, prepare
-from gptmini.data.token_files import TokenData
+from gptmini.data.token_files import TokenData, TokenStream
 from gptmini.errors import UserError
 from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_fraction, longest_shared_run, text_blocks
@@ -51,7 +51,7 @@ def evaluate_checkpoint(
         if corpus is None or memorization:
             raise
     if corpus is not None:
-        tokens = encode_corpus(open_corpus(tuple(corpus), key="--corpus"), tokenizer)
+        tokens: TokenStream = encode_corpus(open_corpus(tuple(corpus), key="--corpus"), tokenizer)
         if len(tokens) < 2:
             raise UserError(f"--corpus {' '.join(corpus)}: is less than two tokens long")
         data = data and dataclasses.replace(data, val=tokens)
@@ -95,7 +95,7 @@ def _window_lines(found: WindowLosses, length: int) -> Iterator[str]:
 
 def _baseline_lines(data: TokenData) -> Iterator[str]:
     found = measure_baselines(data)
-    val_bytes = data.tokenizer.token_byte_lengths[data.val].sum()
+    val_bytes = data.tokenizer.token_byte_lengths[data.val[:]].sum()
     of_val = "the same text" if found.val_bytes == val_bytes else f"its first {found.val_bytes:,} bytes"
     all_of_it = found.train_bytes >= data.meta.train_bytes
     of_train = "" if all_of_it else f"the last {found.train_bytes:,} bytes of "

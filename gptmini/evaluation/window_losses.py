@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gptmini.data.batching import validation_batches
+from gptmini.data.token_files import TokenStream
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.generation.generate import eval_mode
 from gptmini.training.loss import Evaluation, bits_per_byte
@@ -34,7 +35,7 @@ class WindowLosses(NamedTuple):
 @torch.inference_mode()
 def evaluate_windows(
     model: nn.Module,
-    tokens: np.ndarray,
+    tokens: TokenStream,
     tokenizer: Tokenizer,
     context_length: int,
     runtime: Runtime,

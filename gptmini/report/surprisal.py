@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptmini.data.token_files import TokenData
+from gptmini.data.token_files import TokenData, TokenStream
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.model import GPT
@@ -40,7 +40,7 @@ def extreme_windows(model: GPT, data: TokenData, runtime: Runtime) -> dict[str, 
 
 @torch.inference_mode()
 def _pieces(
-    model: GPT, stream: np.ndarray, start: int, tokenizer: Tokenizer, runtime: Runtime
+    model: GPT, stream: TokenStream, start: int, tokenizer: Tokenizer, runtime: Runtime
 ) -> list[tuple[str, float, list[tuple[str, float]]]]:
     """The pieces of the window whose first target is at index `start` of the stream."""
     window = stream[start - 1 : start + model.config.context_length].astype(np.int64)

@@ -44,7 +44,7 @@ def bare_loop(config):
     """Seconds a step where nothing is promised."""
     model, data = build_model_and_data(config, start_runtime(config.runtime), quiet=True)
     optimizers = build_optimizers(model.train(), config.optim)
-    tokens, T = torch.from_numpy(data.train.astype("int64")), config.model.context_length
+    tokens, T = torch.from_numpy(data.train[:].astype("int64")), config.model.context_length
     started = time.perf_counter()
     for _ in range(STEPS):
         starts = torch.randint(len(tokens) - T, (config.train.batch_size,))

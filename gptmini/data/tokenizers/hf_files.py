@@ -172,7 +172,7 @@ def _parts(component: Component | None) -> Iterator[Component]:
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     """What a folder's tokenizer.json holds, or else its vocab.json and merges.txt; None without either.
 
-    Raises DamagedError where a file is broken, UserError where it cannot be read or is of another kind.
+    Raises DamagedError where a file is broken, UserError where it is of another kind.
     """
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if not vocab.is_file():  # then OpenAI's own names
@@ -214,5 +214,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise DamagedError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
