@@ -5,6 +5,6 @@ corpus.py       documents -> chunks of text, as often as needed
 dedup.py        chunks -> chunks without the paragraphs of another text
 tokenizers/     chunks <-> token ids
 prepare.py      a corpus -> train.bin and val.bin, once
-token_files.py  those files as arrays that are mapped, not read (token_cache.py: found again)
+token_files.py  those files as streams, checked as they are read (token_cache.py: found again)
 batching.py     arrays -> inputs and targets (B, T)        (shuffle.py: in which order)
 """
