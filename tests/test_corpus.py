@@ -72,10 +72,11 @@ def test_bytes_that_are_no_text_are_cut_too():
     st.sampled_from(["replace", "ignore"]),
 )
 @example([b"\xe4\xbd", b"\xa0\xff", b"\xe4"], "replace")
+@example([b"\xef", b"\xbb", b"\xbf\xff", b"\xef\xbb\xbf"], "replace")
 def test_bad_bytes_are_decoded_as_python_would(blocks, errors):
     corpus = Corpus("a", (lambda: iter([Document("a", blocks)]),), errors=errors)
     decoded = b"".join(chunk.data for chunk in corpus.chunks())
-    assert decoded.decode() == b"".join(blocks).decode(errors=errors)
+    assert decoded.decode() == b"".join(blocks).decode(errors=errors).removeprefix("\ufeff")
 
 
 def test_a_sample_is_bounded_and_spread_over_the_text():

@@ -6,6 +6,8 @@ A corpus is a sequence of documents, and a document is UTF-8 bytes. Neither is e
 
 import codecs
 import hashlib
+import itertools
+import os
 import platform
 import re
 from array import array
@@ -13,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,10 +24,12 @@ from gptmini.data.datasets import NAMED, open_named
 from gptmini.data.documents import (
     STANDARD_INPUT,
     Document,
-    find_files,
+    WholeFile,
     read_documents,
     read_standard_input,
 )
+from gptmini.data.file_formats import describe_format
+from gptmini.data.find_files import find_files
 from gptmini.data.python_docs import PYTHON_DOCS
 from gptmini.errors import UserError
 from gptmini.schema import did_you_mean
@@ -40,9 +45,12 @@ class Chunk(NamedTuple):
     source: str  # the file or topic, for error messages
     offset: int  # of data[0] in the document, in bytes
     ends_document: bool
+    other_format: str | None = None  # what the document seems to be, if it is no text
 
     def text(self) -> str:
         """The bytes as text. Raises UserError naming source and offset where they are not UTF-8."""
+        if self.other_format:
+            raise UserError(f"{self.source}: seems to be {self.other_format}")
         try:
             return self.data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -93,6 +101,7 @@ class Corpus:
     sources: tuple[Callable[[], Iterable[Document]], ...]
     errors: Errors = "strict"  # for bytes that are not UTF-8; strict leaves them to the tokenizer
     python_version: str | None = None  # of the interpreter whose documentation is part of it
+    key: str = "data.corpus"  # how the user named it, for error messages
 
     def chunks(self) -> Iterator[Chunk]:
         """Every document from its first byte to its last, in chunks.
@@ -102,10 +111,18 @@ class Corpus:
         place, they end between two characters.) Documents without text are left out.
         """
         for read in self.sources:
-            for source, blocks in read():
+            for document in read():
+                source, pieces, other_format = document.source, _pieces(document.blocks), None
+                if isinstance(document, WholeFile):
+                    first = next(pieces, b"")
+                    pieces = itertools.chain([first], pieces)
+                    other_format = describe_format(first[:4096])
                 if self.errors != "strict":
-                    blocks = (text.encode() for text in codecs.iterdecode(blocks, "utf-8", self.errors))
-                yield from _cut(source, blocks)
+                    if other_format:
+                        raise UserError(f"{source}: seems to be {other_format}")
+                    pieces = (text.encode() for text in codecs.iterdecode(pieces, "utf-8", self.errors))
+                for chunk in _cut(source, pieces):
+                    yield chunk._replace(other_format=other_format) if other_format else chunk
 
     def texts(self, max_bytes: int | None = None, end: int | None = None) -> Iterator[str]:
         """The text, chunk by chunk, or about `max_bytes` of it in chunks at even distances.
@@ -131,7 +148,7 @@ class Corpus:
         for chunk in self.chunks():
             contents.add(chunk)
         if not contents.total_bytes:
-            raise UserError(f"data.corpus = {self.name}: holds no text")
+            raise UserError(f"{self.key} = {self.name}: holds no text")
         return contents
 
 
@@ -143,8 +160,8 @@ def open_corpus(
 ) -> Corpus:
     """The corpus that `data.corpus` describes: names, files, folders, globs, or - for standard input.
 
-    Files come in sorted order, and one that is named twice is read once. `text_field` is the field of JSON
-    lines, or the column of parquet, that holds the text. Bytes that are not UTF-8 are replaced by U+FFFD
+    Files come in sorted order, and one that is named twice is read once. `text_field` is the field of JSON,
+    or the column of parquet, that holds the text. Bytes that are not UTF-8 are replaced by U+FFFD
     (errors = replace), dropped (ignore), or left for the tokenizer to judge (strict). Raises UserError, which
     says that the user wrote it as `key`, where something is missing or cannot be read.
     """
@@ -162,9 +179,12 @@ def open_corpus(
                     f"{key} = {entry}: no such file or folder, and no corpus of that name"
                     f"{did_you_mean(entry, NAMED)} (named corpora: {', '.join(NAMED)})"
                 )
-            sources.update({path.resolve(): partial(read_documents, path, text_field) for path in files})
+            named = files == [Path(os.path.expanduser(entry))]
+            for path in files:
+                sources[os.path.realpath(path)] = partial(read_documents, path, text_field, named)
     return Corpus(
         name=", ".join(entries),
+        key=key,
         sources=tuple(sources.values()),
         errors=errors,
         python_version=platform.python_version() if PYTHON_DOCS in sources else None,
@@ -180,15 +200,25 @@ _RUN_OF_WHITESPACE = re.compile(
 
 
 def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
+    """A document in chunks, without the byte order mark that some editors put in front."""
     waiting, offset = b"", 0  # bytes read but not yet in a chunk, and where they begin
     for block in blocks:
         waiting += block
+        if offset == 0 and waiting.startswith(codecs.BOM_UTF8):
+            waiting, offset = waiting[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
         while len(waiting) > CHUNK_BYTES:
             end = _last_boundary(waiting)
             yield Chunk(waiting[:end], source, offset, ends_document=False)
             waiting, offset = waiting[end:], offset + end
     if waiting:
         yield Chunk(waiting, source, offset, ends_document=True)
+
+
+def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The blocks in pieces of a chunk at most: cutting a chunk off copies what follows it."""
+    for block in blocks:
+        for start in range(0, len(block), CHUNK_BYTES):
+            yield block[start : start + CHUNK_BYTES]
 
 
 def _last_boundary(data: bytes) -> int:

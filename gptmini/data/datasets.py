@@ -149,7 +149,7 @@ def _download(name: str, corpus: NamedCorpus) -> Path:
     except Exception as error:  # a wrong digest, or whatever requests and httpx raise without a network
         reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise UserError(
-            f"data.corpus = {name}: cannot be downloaded ({type(error).__name__}: {reason}); without a "
+            f"{name}: cannot be downloaded ({type(error).__name__}: {reason}); without a "
             f"network put {corpus.url} ({corpus.size_bytes:,} bytes, sha256 {corpus.sha256}) at "
             f"{folder / corpus.names[0]}, or use {PYTHON_DOCS} or the path of a text of your own"
         ) from None

@@ -1,15 +1,14 @@
 """Files to documents: plain text, gzip, JSON lines, parquet and standard input.
 
 A document is a name, for error messages, and its bytes in blocks, read while it is used. A file's suffix
-decides its format: `a.txt` is one document, `a.jsonl` one for each line, `a.parquet` one for each row, and
-all but parquet may end in `.gz`.
+decides its format: `a.txt` is one document, `a.jsonl` one for each line, `a.json` one for each item of an
+array, `a.parquet` one for each row, and all but parquet may end in `.gz`.
 """
 
-import glob
+import errno
 import gzip
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -19,21 +18,18 @@ from contextlib import contextmanager
 from functools import cache, partial
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from gptmini.data.file_formats import describe_format
 from gptmini.errors import MissingPackageError, UserError
 
 BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
 
-# What is read from a folder. A file that is named, or that a glob matches, is read whatever its suffix.
-TEXT_SUFFIXES = frozenset(
-    {".txt", ".text", ".md", ".markdown", ".rst", ".org", ".tex", ".srt", ".csv", ".tsv"}
-    | {".html", ".htm", ".css", ".xml", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".sql", ".sh"}
-    | {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
-    | {".js", ".jsx", ".ts", ".tsx", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".scala", ".hs", ".ml"}
-    | {".jsonl", ".ndjson", ".parquet"}
-)
+DOCUMENT_BYTES = 256 << 20  # of a text in JSON or parquet, which is in memory whole, some four times over
+BATCH_BYTES = 16 << 20  # of parquet rows that are decoded at once
+# Not the user's fault, so exit code 1.
+_MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 
 
 class Document(NamedTuple):
@@ -43,66 +39,29 @@ class Document(NamedTuple):
     blocks: Iterable[bytes]  # should be UTF-8, which nobody has checked yet
 
 
-def find_files(entry: str, key: str) -> list[Path]:
-    """The files that a path or glob stands for, sorted; empty if it is no glob and no such path exists.
+class WholeFile(Document):
+    """A file as it is, which may be of a format that is no text."""
 
-    Folders are searched recursively for TEXT_SUFFIXES (with or without .gz), leaving out what is hidden.
-    Raises UserError for a folder without text, a glob without match, and what is no file.
+
+def read_documents(path: Path, text_field: str, named: bool = True) -> Iterator[Document]:
+    """The documents in a file; `text_field` names the text in JSON and parquet.
+
+    `named`: the user chose this file, and not a folder or glob in which it lies. Raises UserError, when the
+    documents are used, where the file cannot be read or has no such field.
     """
-    path = Path(entry).expanduser()
-    if path.is_dir():
-        files = [file for file in files_under(path) if _suffix(file) in TEXT_SUFFIXES]
-        if not files:
-            raise UserError(
-                f"{key} = {entry}: this folder holds no text file; the suffixes read from a folder are "
-                f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
-            )
-        return files
-    if path.is_file():
-        return [path]
-    if path.exists():
-        raise UserError(
-            f"{key} = {entry}: a pipe or device, which cannot be read twice; pipe it into standard input and "
-            f"give {STANDARD_INPUT} instead"
-        )
-    if glob.has_magic(entry):
-        matches = sorted(glob.glob(str(path), recursive=True))
-        files = [Path(match) for match in matches if os.path.isfile(match)]
-        if not files:
-            raise UserError(f"{key} = {entry}: no file matches this pattern")
-        return files
-    return []
-
-
-def files_under(folder: Path, skipped: frozenset[str] = frozenset()) -> list[Path]:
-    """Every file below a folder, sorted, without hidden ones and without folders of a skipped name."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.is_file() or not file.exists())  # no pipes or devices
-
-
-def read_documents(path: Path, text_field: str) -> Iterator[Document]:
-    """The documents in a file; `text_field` names the text in JSON lines and parquet.
-
-    Raises UserError, when the documents are used, where the file cannot be read or has no such field.
-    """
-    suffix = _suffix(path)
+    suffix = format_suffix(path)
     if suffix == ".parquet":
         yield from _parquet_rows(path, text_field)
     elif suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(path, text_field)
+    elif suffix == ".json":
+        yield from _json_file(path, text_field, named)
     else:
-        yield Document(str(path), read_blocks(path))
+        yield WholeFile(str(path), read_blocks(path))
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """A file's bytes, those of a .gz unpacked. Raises UserError where it cannot be read."""
+    """A file's bytes, those of a .gz unpacked. Raises UserError or OSError where it cannot be read."""
     with _open(path) as file:
         yield from iter(partial(file.read, BLOCK_BYTES), b"")
 
@@ -125,67 +84,132 @@ def read_standard_input() -> Iterator[Document]:
 
     def blocks() -> Iterator[bytes]:
         for position in itertools.count(0, BLOCK_BYTES):
-            file.seek(position)  # another reader may have moved it
-            if not (block := file.read(BLOCK_BYTES)):
+            with _errors_name("standard input"):
+                file.seek(position)  # another reader may have moved it
+                block = file.read(BLOCK_BYTES)
+            if not block:
                 return
             yield block
 
-    yield Document("standard input", blocks())
+    yield WholeFile("standard input", blocks())
 
 
 @cache
 def _standard_input() -> IO[bytes]:
     """A temporary file with all of standard input, which itself can be read only once."""
-    if sys.stdin.isatty():
-        raise UserError("data.corpus = -: standard input is the keyboard; pipe a text in, as in `< my.txt`")
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (open until this process ends)
-    shutil.copyfileobj(sys.stdin.buffer, file, BLOCK_BYTES)
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        what = "closed" if sys.stdin is None or sys.stdin.closed else "the keyboard"
+        raise UserError(f"standard input is {what}, but is to be read: pipe a text in, as in `< my.txt`")
+    with _errors_name("standard input"):
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (open until this process ends)
+        shutil.copyfileobj(sys.stdin.buffer, file, BLOCK_BYTES)
     return file
 
 
-def _suffix(path: Path) -> str:
+def format_suffix(path: Path) -> str:
     """The suffix that decides the format: the one in front of a .gz.
 
-    >>> _suffix(Path("a.JSONL.gz"))
+    >>> format_suffix(Path("a.JSONL.gz"))
     '.jsonl'
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
 
 
+def read_error(source: str | Path, error: Exception) -> Exception:
+    """The error to raise where a text cannot be read: UserError, or OSError where the machine is at fault."""
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        return OSError(error.errno, error.strerror, str(source))
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UserError(f"{source}: cannot be read: {' '.join(reason.split())}")
+
+
+@contextmanager
+def _errors_name(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise read_error(source, error) from None
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[BufferedIOBase]:
-    """A file, unpacked if it ends in .gz; UserError where it cannot be opened or read."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from None
+    """A file, unpacked if it ends in .gz; UserError or OSError where it cannot be opened or read."""
+    with _errors_name(path), gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        yield file
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"{path}: cannot be read: {' '.join(reason.split())}")
+def _bounded(document: bytes, location: str) -> bytes:
+    if len(document) > DOCUMENT_BYTES:
+        raise _too_long(location)
+    return document
+
+
+def _too_long(location: str) -> UserError:
+    return UserError(
+        f"{location}: is longer than {DOCUMENT_BYTES >> 20} MiB, the most for a text in JSON or parquet: "
+        "cut it into several, or save it as plain text"
+    )
 
 
 def _json_lines(path: Path, text_field: str) -> Iterator[Document]:
-    with _open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield Document(f"{path}:{number}", [_json_text(line, f"{path}:{number}", text_field)])
+    with _open(path) as file:
+        for number in itertools.count(1):
+            location = f"{path}:{number}"
+            if not (line := _bounded(file.readline(DOCUMENT_BYTES + 1), location)):
+                return
+            if not line.isspace():
+                value = _parse_json(line, location, "a line of JSON")
+                yield Document(location, [_json_text(value, location, text_field)])
 
 
-def _json_text(line: bytes, location: str, text_field: str) -> bytes:
+def _json_file(path: Path, text_field: str, named: bool) -> Iterator[Document]:
+    """The texts of an array or an object, or JSON lines under another suffix.
+
+    What is none of these, such as package.json in a folder of source code, is a text like any other; where
+    the user `named` the file, it is an error.
+    """
+    with _open(path) as file:
+        data = _bounded(file.read(DOCUMENT_BYTES + 1), str(path))
+    first_line, _, more = data.strip().partition(b"\n")
     try:
-        value = json.loads(line)
+        is_lines = bool(more) and isinstance(_parse_json(first_line, ""), dict)
+    except UserError:
+        is_lines = False
+    if is_lines:
+        yield from _json_lines(path, text_field)
+        return
+    try:
+        value = _parse_json(data, str(path))
+    except UserError:
+        if named:
+            raise
+        value = None
+    if isinstance(value, list) and (named or all(isinstance(item, str | dict) for item in value)):
+        for number, item in enumerate(value, 1):
+            location = f"{path}, item {number}"
+            yield Document(location, [_json_text(item, location, text_field)])
+    elif named or (isinstance(value, dict) and text_field in value):
+        yield Document(str(path), [_json_text(value, str(path), text_field)])
+    else:
+        yield WholeFile(str(path), [data])
+
+
+def _parse_json(data: bytes, location: str, what: str = "JSON") -> Any:
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{location}: not a line of JSON: {error}") from None
-    text = value.get(text_field) if isinstance(value, dict) else None
+        raise UserError(f"{location}: not {what}: {describe_format(data[:4096]) or error}") from None
+
+
+def _json_text(value: Any, location: str, text_field: str) -> bytes:
+    text = value.get(text_field) if isinstance(value, dict) else value
     if not isinstance(text, str):
         found = "it is no JSON object"
         if isinstance(value, dict):
-            found = f"it is {json.dumps(text)}" if text_field in value else f"it has {', '.join(value)}"
-        raise UserError(f"{location}: has no text in the field {text_field}: {found:.200}")
+            names = f"it has {', '.join(value):.200} (data.text_field names the one to read)"
+            found = f"it is {json.dumps(text):.200}" if text_field in value else names
+        raise UserError(f"{location}: has no text in the field {text_field}: {found}")
     return text.encode("utf-8", errors="surrogatepass")  # "\ud800" is JSON, but refused later as no UTF-8
 
 
@@ -195,17 +219,42 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
         import pyarrow.parquet
     except ImportError:
         raise MissingPackageError(f"{path}: reading parquet", "pyarrow") from None
+    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             if text_field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UserError(f"{path}: has no column {text_field}: it has {names:.200}")
-            # a few rows at a time, as a row group can be larger than memory
-            batches = file.iter_batches(batch_size=256, columns=[text_field], use_threads=False)
-            rows = (text for batch in batches for text in batch.column(0).to_pylist())
-            for number, text in enumerate(rows, 1):
-                if not isinstance(text, str):
-                    raise UserError(f"{path}, row {number}: has no text in the column {text_field}")
-                yield Document(f"{path}, row {number}", [text.encode()])
+            for group in range(file.num_row_groups):
+                # a few rows at a time, as a row group can be larger than memory
+                rows = _rows_at_a_time(file.metadata.row_group(group), text_field, path)
+                for batch in file.iter_batches(rows, [group], [text_field], use_threads=False):
+                    for text in _column_bytes(batch.column(0), text_field, path):
+                        number += 1
+                        location = f"{path}, row {number}"
+                        if text is None:
+                            raise UserError(f"{location}: has no text in the column {text_field}")
+                        yield Document(location, [_bounded(text, location)])
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise read_error(path, error) from None
+
+
+def _rows_at_a_time(group: Any, text_field: str, path: Path) -> int:
+    """How many rows of a row group to decode at once, by their mean size."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
+    mean = size // max(1, group.num_rows)
+    if mean > DOCUMENT_BYTES:
+        raise _too_long(f"{path}: a row")
+    return min(max(1, BATCH_BYTES // max(1, mean)), 32)
+
+
+def _column_bytes(column: Any, text_field: str, path: Path) -> list[bytes | None]:
+    """The bytes of a column of texts, whether they are UTF-8 or not."""
+    import pyarrow
+
+    try:
+        texts: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    except pyarrow.ArrowException:
+        raise UserError(f"{path}: the column {text_field} is of type {column.type}, not text") from None
+    return texts

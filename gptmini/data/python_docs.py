@@ -7,6 +7,7 @@ import ast
 import hashlib
 import inspect
 import itertools
+import os
 import platform
 import sys
 import sysconfig
@@ -15,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from gptmini.data.documents import Document, files_under
+from gptmini.data.documents import Document
 from gptmini.errors import UserError
 
 PYTHON_DOCS = "python-docs"
@@ -50,7 +51,7 @@ def python_docs() -> tuple[Document, ...]:
             texts.append((source, ("\n\n".join(paragraphs) + "\n").encode()))
     if not texts:
         raise UserError(
-            f"data.corpus = {PYTHON_DOCS}: Python {platform.python_version()} at {sys.prefix} was installed "
+            f"{PYTHON_DOCS}: Python {platform.python_version()} at {sys.prefix} was installed "
             "without help topics and library sources; give the path of a text of your own"
         )
     # ordered by digest: fixed, yet as good as shuffled, so that the end of the corpus samples the whole
@@ -61,14 +62,17 @@ def python_docs() -> tuple[Document, ...]:
 def _docstrings() -> Iterator[tuple[str, str]]:
     """(path, docstrings) of each module of the standard library, parsed and not imported."""
     library = Path(sysconfig.get_path("stdlib"))
-    for path in files_under(library, _SKIPPED):
-        if path.suffix == ".py":
-            try:
-                tree = ast.parse(path.read_bytes())
-            except (OSError, SyntaxError, ValueError):  # a template, or source for another Python
-                continue
-            text = "\n\n".join(_docstrings_under(tree))
-            yield path.relative_to(library).as_posix(), text.encode(errors="replace").decode()
+    paths = []
+    for parent, folders, names in os.walk(library):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
+        paths += [Path(parent, name) for name in names if name.endswith(".py") and not name.startswith(".")]
+    for path in sorted(paths):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):  # a template, or source for another Python
+            continue
+        text = "\n\n".join(_docstrings_under(tree))
+        yield path.relative_to(library).as_posix(), text.encode(errors="replace").decode()
 
 
 def _docstrings_under(
