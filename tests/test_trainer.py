@@ -359,10 +359,9 @@ def test_a_run_that_was_started_when_eager_was_called_masked_resumes_bit_for_bit
     trainer.save(metrics_of(trainer))
     saved = trainer.store.latest()[0].state
     saved.config["model"]["attention"] = "masked"
-    environment = trainer.runtime.environment()
-    assert check_resumable(saved, trainer.config, trainer.data, environment) is None
+    assert check_resumable(saved, trainer.config, trainer.data, trainer.runtime) is None
     fused = make_config(model={"attention": "sdpa"})
-    note = check_resumable(saved, fused, trainer.data, environment)
+    note = check_resumable(saved, fused, trainer.data, trainer.runtime)
     assert note == "resumed, but not bit for bit, because model.attention was eager and is now sdpa"
 
 

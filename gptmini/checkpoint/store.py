@@ -43,6 +43,9 @@ class TrainingState(Section):
     data_digest: str = Field(description="Digest of the token file.")
     tokenizer_digest: str = Field(description="Digest of the tokenizer.")
     environment: dict[str, str] = Field(description="What the bits depend on: torch version, threads, ...")
+    kernels: str | None = Field(
+        None, description="Digest of what the matrix kernels compute; see kernels.py."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,36 @@
 """The run folder: claimed by one process, and resumed from its newest good checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from gptmini.atomic_io import make_folder
+from gptmini.atomic_io import make_folder, set_aside
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
-from gptmini.config import Config, ModelConfig, flatten_config
+from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
 from gptmini.data.token_files import TokenData
 from gptmini.distributed.context import DistributedContext, copy_full_
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
 from gptmini.schema import validate
+from gptmini.training.log_files import LOG_FILES
 from gptmini.training.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 from gptmini.training.progress import Progress
 from gptmini.training.runtime import Runtime
 
 
 def refuse_used_folder(store: CheckpointStore, resume: bool) -> None:
-    """Keep a run out of another's folder: UserError unless it resumes, InUseError while one is training."""
+    """Keep a run out of another's folder, and away from a user's own files.
+
+    Raises UserError unless the run may begin or resume there, InUseError while another one is training.
+    """
     if store.run_folder.exists() and not store.run_folder.is_dir():
         raise UserError(f"train.out_dir = {store.run_folder}: is a file, but a run needs a folder")
-    if (store.run_folder / "config.yaml").exists():
-        with store.lock():
-            _refuse_another_run(store, resume)
+    # Every run has made the lock; where there is none, nothing is written before the folder is accepted.
+    with store.lock() if (store.run_folder / ".lock").exists() else nullcontext():
+        _refuse_another_run(store, resume)
 
 
 @contextmanager
@@ -45,15 +50,43 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
     with store.lock():
         _refuse_another_run(store, resume)  # again: a faster process may have begun one meanwhile
         store.clean()
+        for name in LOG_FILES if not resume else ():
+            set_aside(store.run_folder / name)  # of a run that ended before its first checkpoint
         yield
 
 
 def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
-    if not resume and (store.run_folder / "config.yaml").exists():
-        raise UserError(
-            f"train.out_dir = {store.run_folder}: holds a run already; "
-            "continue it with --resume (resume=True in Python), or choose another folder"
-        )
+    folder, config_file = store.run_folder, store.run_folder / "config.yaml"
+    name, elsewhere = f"train.out_dir = {folder}", "or choose another folder"
+    logs = [folder / log for log in LOG_FILES if (folder / log).exists()]
+    for file in [config_file, *logs]:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{name}: its {file.name} is not a regular file; remove it, {elsewhere}")
+
+    if store.steps():
+        if not resume:
+            found = "holds a run already"
+            if not config_file.exists():
+                found = "has no config.yaml, but checkpoints/ holds steps of another run"
+            raise UserError(
+                f"{name}: {found}; continue it with --resume (resume=True in Python), {elsewhere}"
+            )
+    # A run that has saved nothing may be begun anew, as nothing is lost.
+    elif config_file.exists():
+        if not _is_of_a_run(config_file):
+            raise UserError(
+                f"{name}: holds a config.yaml that no run of this version wrote; rename it, {elsewhere}"
+            )
+    elif logs:
+        raise UserError(f"{name}: holds a {logs[0].name}, but no run; rename it, {elsewhere}")
+
+
+def _is_of_a_run(config_file: Path) -> bool:
+    """Whether a config.yaml is exactly what a run writes, without a comment or value of the user's own."""
+    try:
+        return config_file.read_bytes() == dump_config(load_config(config_file)).encode()
+    except UserError:
+        return False
 
 
 @dataclass
@@ -80,6 +113,7 @@ def save_checkpoint(
         data_digest=data.digest,
         tokenizer_digest=data.tokenizer.digest,
         environment=runtime.environment(),
+        kernels=runtime.kernels,
     )
     # A rank of a sharded model holds a part of each tensor only: gather them on the main rank.
     gather = runtime.distributed.gather_full_state_dict
@@ -105,7 +139,7 @@ def restore(
             f"train.max_steps = {config.train.max_steps}: the run is at step {saved.step} already; "
             "give a larger number to continue it"
         )
-    difference = check_resumable(saved, config, data, runtime.environment())
+    difference = check_resumable(saved, config, data, runtime)
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():
             weights = checkpoint.model.get(name)
@@ -122,6 +156,8 @@ def restore(
         state.scaler.load_state_dict(saved.grad_scaler)
     for name in asdict(state.progress):
         setattr(state.progress, name, getattr(saved, name))
+    if ended_by := state.progress.ended_by(config.train):  # no step follows that could give other bits
+        difference = f"the run has ended at {where}: nothing is trained; a larger {ended_by} continues it"
     return [*(f"skipped {note}" for note in notes), difference or f"resumed at {where}"]
 
 
@@ -139,9 +175,7 @@ def _latest_checkpoint(
     return Checkpoint(state.step, broadcast(model), broadcast(optimizer), state), notes
 
 
-def check_resumable(
-    saved: TrainingState, config: Config, data: TokenData, environment: dict[str, str]
-) -> str | None:
+def check_resumable(saved: TrainingState, config: Config, data: TokenData, runtime: Runtime) -> str | None:
     """Compare what a checkpoint was trained with to what is to continue it.
 
     Returns None if the resumed run gives the same bits as an uninterrupted one, else a line that says why it
@@ -179,11 +213,15 @@ def check_resumable(
     # Everything else may change, but not silently where it changes the bits.
     reasons = [f"{key} was {then[key]} and is now {now[key]}" for key in changed if affects_numerics(key)]
     before = {"ranks": "1", **saved.environment}  # the first checkpoints were of one rank, and did not say so
-    reasons += [
+    elsewhere = [
         f"{key} was {before.get(key)} and is now {value}"
-        for key, value in environment.items()
+        for key, value in runtime.environment().items()
         if before.get(key) != value
     ]
+    # Where nothing else explains it: the same machine, told to use other kernels (MKL_CBWR, for one).
+    if not elsewhere and saved.kernels not in (None, runtime.kernels):
+        elsewhere = ["the matrix kernels differ"]
+    reasons += elsewhere
     return "resumed, but not bit for bit, because " + "; ".join(reasons) if reasons else None
 
 

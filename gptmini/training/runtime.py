@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -13,6 +14,7 @@ from gptmini.config import RuntimeConfig
 from gptmini.distributed.context import DistributedContext
 from gptmini.distributed.device import find_device, find_device_of_rank
 from gptmini.errors import UserError
+from gptmini.training.kernels import kernel_digest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,6 +64,11 @@ class Runtime:
             "compile": str(self.compile).lower(),
             "ranks": str(self.distributed),
         }
+
+    @cached_property
+    def kernels(self) -> str:
+        """Digest of the matrix kernels that this run uses."""
+        return kernel_digest(self.device, {torch.float32, DTYPES[self.precision], self.matmul_dtype})
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
