@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from gptmini import __version__
+from gptmini.distributed.parent import end_with_torchrun
 from gptmini.errors import DamagedError, DivergedError, InUseError, Stopped, UserError
 
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stderr = sys.stderr or _devnull()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    end_with_torchrun()
     try:
         _run(*(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

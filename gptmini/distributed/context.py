@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptmini.config import RuntimeConfig
 from gptmini.distributed.failure import find_missing_ranks, is_lost_connection, lost_ranks, shared_store
+from gptmini.distributed.parent import end_with_torchrun
 from gptmini.model import GPT
 
 
@@ -237,6 +238,7 @@ def join_process_group(config: RuntimeConfig) -> Iterator[DistributedContext]:
     if world_size == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets, and slurm does not
         yield DistributedContext()
         return
+    end_with_torchrun()
     store = shared_store()
     timeout = timedelta(seconds=config.rank_timeout_seconds)
     try:

@@ -7,6 +7,8 @@ without a mark after some seconds are the lost ones.
 
 import functools
 import os
+import socket
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -16,13 +18,27 @@ from torch.distributed.rendezvous import rendezvous
 from gptmini.errors import LostRankError
 
 FAILURE_GRACE_SECONDS = 5.0  # how far apart the ranks may notice that one is lost
+_TORCHRUN_IS_LOST = (
+    "torchrun does not respond: killed, or on a machine that cannot be reached; start it again with --resume"
+)
 
 
 @functools.cache
 def shared_store() -> PrefixStore:
-    """torchrun's key-value store; a restart gets a namespace of its own."""
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=60)))
+    """torchrun's key-value store; a restart gets a namespace of its own. LostRankError if it is gone."""
+    try:
+        if _in_torchrun():  # first a plain connection: torch would retry for a minute and log stack traces
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            socket.create_connection(address, timeout=20).close()
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=60)))
+    except (OSError, dist.DistError):
+        raise LostRankError(_TORCHRUN_IS_LOST) from None
     return PrefixStore(f"gptmini {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _in_torchrun() -> bool:
+    """Whether the store is in torchrun's process, which was there before this one; else it is in rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -31,16 +47,21 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def find_missing_ranks(store: Store, rank: int, world_size: int, *, wait: bool) -> list[int]:
-    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds."""
+    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds.
+
+    LostRankError if they cannot be told because torchrun is gone.
+    """
     keys = [f"failed {other}" for other in range(world_size)]
     try:
         store.set(keys[rank], "")
-        if wait:
+        if not wait:
+            return []
+        with suppress(dist.DistStoreError):  # the wait timed out
             store.wait(keys, timedelta(seconds=FAILURE_GRACE_SECONDS))
-        return []
-    except dist.DistStoreError:  # the wait timed out
         return [other for other, key in enumerate(keys) if not store.check([key])]
-    except dist.DistNetworkError:  # the store lives in rank 0, or in the torchrun that started it
+    except dist.DistNetworkError:
+        if wait and _in_torchrun():
+            raise LostRankError(_TORCHRUN_IS_LOST) from None
         return [0]
 
 
@@ -60,5 +81,5 @@ def already_reported(line: str) -> bool:
     rank = os.environ["RANK"]
     try:
         return shared_store().compare_set(f"reported {line}", "", rank).decode() != rank
-    except dist.DistError:
+    except (dist.DistError, LostRankError):
         return False

@@ -1,13 +1,18 @@
 """One of several ranks is killed or stopped at a random time: the job ends by itself and names the rank.
 
+Or torchrun itself is killed: its ranks save and end. Each job is a process group of its own with a limit in
+seconds, after which all of it is killed: a killed rank may hold a lock that the others of a forked job share.
+
 `with_torchrun` starts a job as a user does. `forked_job` is faster: torchrun's agent and the ranks are forks
 of this process, in which PyTorch is imported already, but such an agent cannot end a rank that is stopped.
 """
 
 import contextlib
+import ctypes
 import os
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -26,11 +31,19 @@ pytestmark = [
 ]
 
 CONFIG = runs.changed({"runtime": {"rank_timeout_seconds": 4.0}})
+LONGER = runs.changed(
+    {
+        "runtime": {"rank_timeout_seconds": 4.0},
+        "train": {"max_steps": 40, "sample_interval": None, "checkpoint_interval": 20},
+    }
+)
+LIMIT = 60  # seconds for a job
 
 
 def rank(args):
     """What each rank runs; it writes its process id to a file."""
     Path(f"rank-{os.environ['RANK']}").write_text(str(os.getpid()))
+    ctypes.CDLL(None).prctl(1, 0)  # no signal at the parent's death: torch asks for one, torchrun does not
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     code = cli.main(["train", *args])
@@ -49,6 +62,7 @@ def forked_job(run):
         return pid
     code = 99
     try:
+        os.setpgid(0, 0)
         os.chdir(run)
         output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(output, 1)
@@ -82,8 +96,9 @@ def with_torchrun(run):
             cwd=run,
             stdout=output,
             stderr=subprocess.STDOUT,
+            process_group=0,
         )
-    process.returncode = 0  # `runs.ended` waits for it
+    process.returncode = 0  # `ended_within` waits for it
     return process.pid
 
 
@@ -106,14 +121,35 @@ def ended_within(pid, seconds):
     return None
 
 
-def seconds_of_a_job(folder, start_job):
+def end(agent, ranks=()):
+    """Kill a job that is stuck: its process group, and ranks, for which torchrun makes groups."""
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(agent, signal.SIGKILL)
+    runs.ended(agent)
+
+
+def finish(run, start_job):
+    """Resume a job to its end."""
+    agent = start_job(run)
+    code, output = ended_within(agent, LIMIT), (run / "output.txt").read_text()
+    if code is None:
+        end(agent)
+    assert code == 0, output
+
+
+def seconds_of_a_job(folder, start_job, config=CONFIG):
     """Seconds from the start of both ranks to the end of an undisturbed job, `whole` in the folder."""
-    whole = runs.new_run(folder, "whole", CONFIG)
-    pid = start_job(whole)
-    for number in (0, 1):
-        rank_pid(whole, number)
+    whole = runs.new_run(folder, "whole", config)
+    agent = start_job(whole)
+    pids = [rank_pid(whole, 0), rank_pid(whole, 1)]
     started = time.monotonic()
-    assert runs.ended(pid) == 0, (whole / "output.txt").read_text()
+    code = ended_within(agent, LIMIT)
+    if code is None:
+        end(agent, pids)
+    assert code == 0, (whole / "output.txt").read_text()
     return time.monotonic() - started
 
 
@@ -132,13 +168,12 @@ def check_lost_ranks(folder, cases, number, start_job, seed=0):
         started = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[lost], number)
-        code = ended_within(agent, 60)
+        code = ended_within(agent, LIMIT)
         output = (run / "output.txt").read_text()
+        if code is None:
+            end(agent, pids)
         if code in (0, None) and "finished after step" in output:  # too late: no collective is left
             late += 1
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pids[lost], signal.SIGCONT)
-            assert code == 0 or runs.ended(agent) == 0
         else:
             cases -= 1
             assert code == 1, (lost, code, output)
@@ -148,9 +183,55 @@ def check_lost_ranks(folder, cases, number, start_job, seed=0):
             assert by_us or (by_torchrun and number == signal.SIGKILL), output
             assert not re.search(rf"^gptmini: rank {1 - lost} of 2", output, re.MULTILINE), output
             runs.assert_whole(run)
-            assert runs.ended(forked_job(run)) == 0, (run / "output.txt").read_text()
+            finish(run, forked_job)
         runs.assert_same_end(run, folder / "whole")
     return late, longest
+
+
+def check_killed_torchrun(folder, cases, start_job, seed=0):
+    """Kill torchrun at a random time: its ranks end within seconds, in one line, and nothing is lost.
+
+    Counts as `check_lost_ranks` does.
+    """
+    rng, seconds, late, longest = random.Random(seed), seconds_of_a_job(folder, start_job, LONGER), 0, 0.0
+    while cases:
+        run = runs.new_run(folder, "orphaned", LONGER)
+        agent = start_job(run)
+        pids = children(agent, 2)
+        time.sleep(rng.uniform(0, 0.8 * seconds))
+        pids = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        ranks = [os.pidfd_open(pid) for pid in pids]
+        started = time.monotonic()
+        os.kill(agent, signal.SIGKILL)
+        code = runs.ended(agent)
+        for rank, pid in zip(ranks, pids, strict=True):
+            readable, _, _ = select.select([rank], [], [], 30)
+            if not readable:
+                os.kill(pid, signal.SIGKILL)
+            os.close(rank)
+            assert readable, "a rank lives on without torchrun"
+        output = (run / "output.txt").read_text()
+        assert "Traceback" not in output, output
+        if start_job is with_torchrun:  # a fork has loaded torch's logging before
+            assert "frame #" not in output, output
+        if code == 0 or "finished after step" in output:
+            late += 1
+        else:
+            cases -= 1
+            longest = max(longest, time.monotonic() - started)
+            runs.assert_whole(run)
+            finish(run, forked_job)
+        runs.assert_same_end(run, folder / "whole")
+    return late, longest
+
+
+def children(pid, number):
+    """The process ids of a process's children, once there are so many."""
+    deadline, file = time.monotonic() + LIMIT, Path(f"/proc/{pid}/task/{pid}/children")
+    while len(pids := file.read_text().split()) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return [int(child) for child in pids]
 
 
 @pytest.fixture
@@ -173,3 +254,14 @@ def test_a_hanging_rank_is_named_by_torchrun_and_the_run_resumes_to_the_same_bit
         pytest.skip("takes minutes: --long")
     late, longest = check_lost_ranks(tmp_path, 25, signal.SIGSTOP, with_torchrun)
     print(f"SIGSTOPs of a rank: 25, and {late} too late; the jobs ended in {longest:.1f} s")
+
+
+@pytest.mark.usefixtures("_imported")
+def test_a_killed_torchrun_takes_its_ranks_along_and_nothing_is_lost(tmp_path, long):
+    late, longest = check_killed_torchrun(tmp_path, 40 if long else 2, forked_job)
+    print(
+        f"kills of torchrun, forked: {40 if long else 2}, and {late} too late; ranks ended in {longest:.1f} s"
+    )
+    if long:
+        late, longest = check_killed_torchrun(tmp_path, 10, with_torchrun)
+        print(f"kills of torchrun: 10, and {late} too late; ranks ended in {longest:.1f} s")

@@ -1,0 +1,37 @@
+"""A rank whose torchrun was killed: it saves and ends, where it would train on and hold the run folder.
+
+Nothing here imports torch, whose import takes seconds in which the watch already runs.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+
+_CHECK_SECONDS = 0.5
+_GRACE_SECONDS = 10.0  # for the step and its save; a rank that hangs in a collective cannot make them
+
+
+def end_with_torchrun() -> None:
+    """Under torchrun, watch from a thread that it is still there; a second call changes nothing.
+
+    A torchrun that gets SIGTERM or Ctrl-C passes it on; only one that is killed cannot. Then each rank acts
+    as at SIGTERM, and is ended where that takes longer than 10 seconds.
+    """
+    watched = any(thread.name == __name__ for thread in threading.enumerate())
+    if "TORCHELASTIC_RUN_ID" in os.environ and not watched:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack trace of a store that is gone
+        threading.Thread(target=_watch, args=(os.getppid(),), name=__name__, daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:  # an orphan is given to another process
+        time.sleep(_CHECK_SECONDS)
+    if os.environ.get("LOCAL_RANK") == "0":
+        with suppress(OSError, ValueError):
+            print("gptmini: torchrun was killed, so its ranks save and end", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
