@@ -1,0 +1,15 @@
+"""Damage in any byte of a run folder or its cache is noticed or mended."""
+
+import flips
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+
+
+def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long):
+    ends = flips.check_flipped_bytes(tmp_path, 1 if long else 797)
+    print(f"flipped bytes of a run folder and its cache: {ends.total()}: {dict(ends)}")
+    assert ends.total() >= 15
