@@ -342,17 +342,6 @@ def test_a_closed_pipe_ends_quietly():
     assert (result.returncode, result.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_one_line():
-    code = "import sys; from gptmini.cli.main import main; sys.exit(main(['--help']))"
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert result.returncode == 1
-    assert result.stderr == "gptmini: [Errno 28] No space left on device\n"
-
-
 def test_ctrl_c_outside_training_ends_quietly_with_130(monkeypatch, capsys):
     class Interrupted(io.BytesIO):
         def read(self, size=-1):

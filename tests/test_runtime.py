@@ -51,7 +51,12 @@ def test_seeding_depends_on_every_part_of_the_key_and_on_nothing_else():
     assert first not in (uniform(0, 2, 3), uniform(1, 3, 3), uniform(1, 2, 4), uniform(12, 3), uniform(1, 23))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+SIGHUP = pytest.param(
+    getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(sys.platform == "win32", reason="needs SIGHUP")
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, SIGHUP])
 def test_a_signal_is_noted_and_the_old_handlers_come_back(number):
     before = signal.getsignal(number)
     with stop_signal() as stop:
@@ -59,6 +64,25 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back(number):
         os.kill(os.getpid(), number)
         assert stop.received == number
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGHUP")
+def test_a_closing_terminal_may_send_any_number_of_signals():
+    with stop_signal() as stop:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert stop.received == signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGHUP")
+def test_under_nohup_a_closed_terminal_changes_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -76,7 +100,7 @@ def test_a_second_signal_ends_the_process_at_once():
     assert result.returncode == 128 + signal.SIGINT
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, SIGHUP])
 def test_a_signal_ends_the_process_and_leaves_no_temporary_folder(number, tmp_path):
     program = (
         "import os, signal\n"

@@ -18,6 +18,7 @@ from gptmini.config import Device, PathText, load_config
 from gptmini.errors import UserError
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.schema import Section, did_you_mean
+from gptmini.terminal import discard_unwritten, guard_streams
 from gptmini.yaml_io import dump_yaml
 
 
@@ -44,7 +45,8 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
         raise UserError(f"--minutes is for runs without a size: with {given}, train.max_steps says how long")
     from gptmini.training.signals import exit_at_once
 
-    with exit_at_once():  # until training handles signals itself
+    # A run outlives its terminal. Until training handles signals itself, they end it at once.
+    with guard_streams(may_fail=True), exit_at_once():
         if given is None:
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
@@ -56,6 +58,7 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
         from gptmini.training.run import train
 
         train(config, resume=flags.resume, quiet=flags.quiet)
+    discard_unwritten()
 
 
 class PrepareFlags(Section):
@@ -149,6 +152,8 @@ class GenerateOptions(LoadOptions, SamplingOptions):
 def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any]) -> None:
     """Continue a prompt with the model of a checkpoint."""
     precision, prompt = _precision(options), _read_prompt(options)
+    if options.interactive and sys.stdin is None:
+        raise UserError("--interactive reads what you type, but standard input is closed")
     from gptmini.generation.load import load
     from gptmini.generation.repl import Session
     from gptmini.generation.streaming import generate_text, stream
@@ -181,6 +186,8 @@ def _read_prompt(options: GenerateOptions) -> str:
     if options.prompt_file is None and options.prompt != "-":
         return options.prompt or ""
     source = options.prompt_file or "standard input"
+    if source == "standard input" and sys.stdin is None:
+        raise UserError("--prompt = -: standard input is closed")
     try:
         data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
         return data.decode().removesuffix("\n")

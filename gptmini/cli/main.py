@@ -4,15 +4,15 @@ Nothing here imports more than the standard library before a command is known, s
 once; nothing imports torch before a command starts to work.
 """
 
-import io
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
 from gptmini import __version__
 from gptmini.distributed.parent import end_with_torchrun
 from gptmini.errors import DamagedError, DivergedError, InUseError, Stopped, UserError
+from gptmini.terminal import discard_unwritten, guard_streams, occupy_closed_descriptors
 
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
 
@@ -44,24 +44,22 @@ For fish:        gptmini completion fish | source"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A user's mistake is one line on standard error."""
-    # Either may be None, where whoever started this process closed it.
-    sys.stdout = sys.stdout or _devnull()
-    sys.stderr = sys.stderr or _devnull()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    occupy_closed_descriptors()
     end_with_torchrun()
-    try:
-        _run(*(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-    except (UserError, DivergedError, DamagedError, InUseError, Stopped) as error:
-        return _fail(error, error.exit_code)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as shells report it
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
-    except KeyboardInterrupt:
-        return 130
+    with guard_streams():
+        try:
+            _run(*(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        except (UserError, DivergedError, DamagedError, InUseError, Stopped) as error:
+            return _fail(error, error.exit_code)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            return 141  # as shells report it
+        except OSError as error:
+            return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            discard_unwritten()
     return 0
 
 
@@ -84,10 +82,6 @@ def _run(name: str = "--help", *args: str) -> None:
     run(name, COMMANDS[name], args)
 
 
-def _devnull() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
-
-
 def _fail(error: object, exit_code: int) -> int:
     """Print one line, whatever the error's text holds; returns the exit code."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
@@ -96,5 +90,6 @@ def _fail(error: object, exit_code: int) -> int:
 
         if already_reported(line):
             return exit_code
-    print(f"gptmini: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the exit code is what is left to say
+        print(f"gptmini: {line}", file=sys.stderr, flush=True)
     return exit_code

@@ -6,7 +6,6 @@ there: the screen shows what the model reads. Lines that begin with a slash are 
 
 import contextlib
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 
 from gptmini.data.tokenizers import Tokenizer
@@ -58,7 +57,7 @@ class Session:
         """Answer lines until Ctrl-D, /quit or the end of standard input."""
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  # gives `input` line editing and a history
-        self.write(f"/help lists the commands.\n{visible(self.text)}")
+        self.write(f"/help lists the commands.\n{self.text}")
         while True:
             try:
                 line = read("> ")
@@ -66,7 +65,7 @@ class Session:
                     return
                 self.answer(line)
             except UserError as error:
-                self.write(f"{visible(str(error))}\n")
+                self.write(f"{error}\n")
             except KeyboardInterrupt:
                 self.write("\n")
             except EOFError:
@@ -105,7 +104,7 @@ class Session:
     def echo(self, piece: str) -> None:
         """Append a piece to the text and write it to the screen."""
         self.text += piece
-        self.write(visible(piece))
+        self.write(piece)
 
     def command(self, name: str = "", *args: str) -> None:
         """Run a slash command."""
@@ -126,17 +125,3 @@ class Session:
                 self.options = validate(SamplingOptions, changed, "/set")
             case _:
                 raise UserError(f"no such command: /{' '.join((name, *args))}; /help lists them")
-
-
-def visible(text: str) -> str:
-    """The text with its control characters escaped, so that it cannot move the cursor or rename the window.
-
-    >>> print(visible("a bell \\x07, red \\x1b[31m, a line\\nand é"))
-    a bell \\x07, red \\x1b[31m, a line
-    and é
-    """
-    # controls, invisible formatting such as a change of writing direction (C..), and line separators
-    return "".join(
-        ascii(c)[1:-1] if unicodedata.category(c).startswith(("C", "Zl", "Zp")) and c not in "\n\t" else c
-        for c in text
-    )

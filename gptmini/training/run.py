@@ -10,6 +10,7 @@ from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, dump_config, load_config
 from gptmini.distributed.context import join_process_group
 from gptmini.schema import validate
+from gptmini.terminal import guard_streams
 from gptmini.training.estimate import estimate, micro_batch_size_per_rank
 from gptmini.training.initialize import build_model_and_data, resolve_tokenizer
 from gptmini.training.metrics import Metrics
@@ -37,6 +38,7 @@ class TrainResult:
         return f"finished after step {self.step}; best validation loss {loss}; saved in {self.run_dir}"
 
 
+@guard_streams(may_fail=True)  # a run outlives its terminal
 def train(
     config: Config | str | Path | Mapping[str, Any], *, resume: bool = False, quiet: bool = False
 ) -> TrainResult:
