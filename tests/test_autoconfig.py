@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,53 @@ def test_a_resumed_run_keeps_the_steps_it_began_with(text, capsys, monkeypatch):
             file.rmdir() if file.is_dir() else file.unlink()
         step.rmdir()
     monkeypatch.setattr(autoconfig, "dry_run", lambda *_: (0.1, 0.0))  # ten times as fast now
-    assert train("--data.corpus", text, "--minutes", "0.2", "--resume") == 0
+    assert train("--data.corpus", text, "--resume") == 0
     assert "resumed at step" in capsys.readouterr().out
     assert Path("runs/my_text/config.yaml").read_text() == begun
     assert weights("runs/my_text") == finished
+
+
+SMALL = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "8", "--quiet"]
+
+
+def last_step(run: str) -> int:
+    return CheckpointStore(Path(run), keep=1).steps()[-1]
+
+
+def test_a_finished_run_is_trained_for_some_minutes_more(text, capsys):
+    assert train("--data.corpus", text, "--minutes", "0.0001", *SMALL) == 0
+    assert last_step("runs/my_text") == 1
+    assert train("--data.corpus", text, "--minutes", "0.2", "--resume") == 0
+    out = capsys.readouterr().out
+    assert "0.2 minutes more on cpu" in out
+    assert "train.max_steps was 1 and is now " in out
+    assert "it rises again" in out
+    extended = load_config("runs/my_text/config.yaml").train
+    assert 8 <= extended.max_steps == last_step("runs/my_text") <= 13
+    assert extended.eval_interval > 1  # chosen anew: the one-step run had 1
+    # from here on it resumes as any other run
+    shutil.copytree("runs/my_text", "copy")
+    shutil.rmtree(CheckpointStore(Path("runs/my_text"), keep=1).path(extended.max_steps))
+    assert train("--data.corpus", text, "--resume", "--quiet") == 0
+    assert weights("runs/my_text") == weights("copy")
+
+
+def test_a_run_with_a_config_goes_on_for_some_minutes_with_its_own_intervals(text, capsys):
+    Path("my.yaml").write_text("model: {n_embd: 32}\ntrain: {max_steps: 2, eval_interval: 3, out_dir: run}\n")
+    assert train("my.yaml", "--data.corpus", text, "--minutes", "0.1", "--resume") == 2
+    assert "run has no checkpoint to continue" in capsys.readouterr().err
+    assert train("my.yaml", "--data.corpus", text, "--quiet") == 0
+    assert train("my.yaml", "--data.corpus", text, "--minutes", "0.1", "--resume", "--quiet") == 0
+    extended = load_config("run/config.yaml").train
+    assert extended.eval_interval == 3
+    assert 5 <= extended.max_steps == last_step("run") <= 8
+
+
+def test_minutes_after_a_run_without_a_checkpoint_choose_anew(text):
+    assert train("--data.corpus", text, "--minutes", "0.1", *SMALL) == 0
+    shutil.rmtree("runs/my_text/checkpoints")
+    assert train("--data.corpus", text, "--minutes", "0.2", "--resume", *SMALL) == 0
+    assert last_step("runs/my_text") >= 8
 
 
 def test_what_the_user_gives_is_not_chosen(text):
@@ -115,5 +159,6 @@ def test_the_dry_run_times_real_steps(tmp_path, monkeypatch, capsys):
     Path("text.txt").write_text(TEXT * 100)
     monkeypatch.setattr(autoconfig, "SIZES", SIZES[:1])
     assert train("--data.corpus", "text.txt", "--minutes", "0.01") == 0
-    assert "took all of the time, so the run is one step long" in capsys.readouterr().out
+    advice = "took all of the time, so the run is one step long; continue it with --resume --minutes N"
+    assert advice in capsys.readouterr().out
     assert CheckpointStore(Path("runs/text"), keep=1).latest()[0] is not None

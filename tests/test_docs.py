@@ -127,10 +127,11 @@ def test_the_own_text_lines_with_a_config_train_and_generate(folder, capsys):
     )
     source, target = copy.split()[1:]
     Path(target).write_text((ROOT / source).read_text(encoding="utf-8"), encoding="utf-8")
+    train_my_text()  # the recipe without a config has its own folder
     assert (
         main(["train", target, "--train.max-steps", "3", "--train.sample-interval", "null", "--quiet"]) == 0
     )
-    assert main(["generate", "runs/my_text", "--prompt", "Once", "--max-new-tokens", "5"]) == 0
+    assert main(["generate", "runs/mine", "--prompt", "Once", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("Once")
 
 

@@ -131,7 +131,7 @@ def test_a_finished_run_trains_nothing_and_so_compares_nothing(capsys):
     train(config_with(runtime={"threads": 2}), resume=True)
     out = capsys.readouterr().out
     assert "not bit for bit" not in out
-    assert "ended at step 4: nothing is trained; a larger train.max_steps continues it" in out
+    assert "ended at step 4: nothing is trained; a larger train.max_steps or --minutes N continues it" in out
 
 
 def test_a_run_out_of_patience_says_which_key_continues_it(capsys):

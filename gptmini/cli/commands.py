@@ -26,7 +26,10 @@ class TrainFlags(Section):
     """Options of `gptmini train` that are no keys of the config."""
 
     minutes: float | None = Field(
-        None, gt=0, le=100_000, description="Time for a run without a CONFIG.yaml; null: 5 minutes."
+        None,
+        gt=0,
+        le=100_000,
+        description="Time for a run without a CONFIG.yaml; null: 5 minutes. With --resume, time to add.",
     )
     resume: bool = Field(False, description="Resume the run in train.out_dir, if it has a checkpoint.")
     quiet: bool = Field(False, description="Print nothing but errors.")
@@ -38,23 +41,33 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
     Without a CONFIG.yaml, sizes and steps are chosen for the text, this machine and the minutes.
     """
     started = time.monotonic()
-    config = load_config(args[0] if args else None, overrides)
+    path, minutes = args[0] if args else None, flags.minutes
+    config = load_config(path, overrides)
     # Sizes are chosen where neither a file nor weights to start from say them.
     given = "a CONFIG.yaml" if args else "train.init_from" if config.train.init_from else None
-    if given and flags.minutes is not None:
+    if minutes is not None and "train.max_steps" in overrides:
+        raise UserError("--minutes and --train.max-steps were both given: leave one out")
+    if minutes is not None and given and not flags.resume:
         raise UserError(f"--minutes is for runs without a size: with {given}, train.max_steps says how long")
     from gptmini.training.signals import exit_at_once
 
     # A run outlives its terminal. Until training handles signals itself, they end it at once.
     with guard_streams(may_fail=True), exit_at_once():
-        if given is None:
+        if given is None or minutes is not None:
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                raise UserError("several processes need a CONFIG.yaml: each would choose its own sizes")
-            from gptmini.planning.autoconfig import choose_config
+                raise UserError(
+                    "several processes need a CONFIG.yaml, and no --minutes: each would choose its own sizes"
+                )
+            from gptmini.planning.autoconfig import choose_config, extend_config
 
-            config = choose_config(
-                overrides, flags.minutes, resume=flags.resume, quiet=flags.quiet, started=started
-            )
+            if minutes is None or given is None:
+                config = choose_config(
+                    overrides, minutes, resume=flags.resume, quiet=flags.quiet, started=started
+                )
+            else:
+                config = extend_config(
+                    path, overrides, minutes, keep_intervals=True, quiet=flags.quiet, started=started
+                )
         from gptmini.training.run import train
 
         train(config, resume=flags.resume, quiet=flags.quiet)

@@ -70,16 +70,19 @@ def choose_config(
     """The config of `gptmini train` without a CONFIG.yaml; the dotted keys in `overrides` are not chosen.
 
     The run is to end `minutes` (None: MINUTES) after `started`, a reading of time.monotonic. With `resume`,
-    the run's saved config is used. Raises UserError for a corpus or an override that cannot be used.
+    the run's saved config is used, and with both it gets as many steps more as fit. Raises UserError for a
+    corpus or an override that cannot be used.
     """
     given = load_config(None, overrides)
     chosen: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus)}
     run_folder = Path((chosen | overrides)["train.out_dir"])
-    if resume and (run_folder / "config.yaml").is_file():
-        return load_config(run_folder / "config.yaml", overrides)
-    if minutes is not None and "train.max_steps" in overrides:
-        raise UserError("--minutes and --train.max-steps were both given: leave one out")
-    refuse_used_folder(CheckpointStore(run_folder, keep=1), resume)
+    store = CheckpointStore(run_folder, keep=1)
+    saved = run_folder / "config.yaml"
+    if resume and saved.is_file() and (minutes is None or store.steps()):
+        if minutes is None:
+            return load_config(saved, overrides)
+        return extend_config(saved, overrides, minutes, keep_intervals=False, quiet=quiet, started=started)
+    refuse_used_folder(store, resume)
     runtime = start_runtime(given.runtime)
     seconds = 60 * (minutes or MINUTES)
 
@@ -110,12 +113,57 @@ def choose_config(
         if left < step_seconds:
             warning = (
                 "\nwarning: preparing the text and the dry run took all of the time, so the run is one step "
-                "long; the prepared text is cached, so try again, or with more --minutes\n"
+                "long; continue it with --resume --minutes N\n"
             )
     if not quiet:
         chosen_yaml = dump_config(config, complete=False)
         print(f"chosen for {seconds / 60:g} minutes on {runtime}:\n\n{chosen_yaml}{warning}")
     return config
+
+
+def extend_config(
+    path: str | Path | None,
+    overrides: dict[str, Any],
+    minutes: float,
+    *,
+    keep_intervals: bool,
+    quiet: bool,
+    started: float,
+) -> Config:
+    """The config of a run to resume, with as many steps more as fit into `minutes` after `started`.
+
+    Without `keep_intervals`, those of evaluating, sampling and logging are chosen for the new length.
+    Raises UserError where there is nothing to resume.
+    """
+    config = load_config(path, overrides)
+    store = CheckpointStore(Path(config.train.out_dir), keep=1)
+    refuse_used_folder(store, resume=True)
+    if not store.steps():
+        raise UserError(
+            f"--minutes: {store.run_folder} has no checkpoint to continue, and this run has a size, so "
+            "train.max_steps says how long it takes"
+        )
+    runtime, reading = start_runtime(config.runtime), time.monotonic()
+    model, data = build_model_and_data(config, runtime, quiet)
+    reading_seconds = time.monotonic() - reading  # training reads the text once more
+    step_seconds, overhead_seconds = dry_run(config, runtime, model, data, 60 * minutes)
+    left = 60 * minutes - (time.monotonic() - started) - reading_seconds
+
+    # The overhead is that of EVALUATIONS, which chosen intervals keep to and given ones may not.
+    if keep_intervals:
+        step_seconds += overhead_seconds / EVALUATIONS / config.train.eval_interval
+    else:
+        left -= overhead_seconds
+    max_steps = store.steps()[-1] + max(1, int(left / step_seconds))
+    if not quiet:
+        print(
+            f"{minutes:g} minutes more on {runtime}: train.max_steps was {config.train.max_steps} and is now "
+            f"{max_steps}; the learning rate follows its schedule over all of them, so where it had fallen "
+            "it rises again",
+            flush=True,
+        )
+    chosen = {"train.max_steps": max_steps} if keep_intervals else choose_steps(max_steps)
+    return load_config(path, chosen | overrides)
 
 
 def choose_size(

@@ -157,7 +157,10 @@ def restore(
     for name in asdict(state.progress):
         setattr(state.progress, name, getattr(saved, name))
     if ended_by := state.progress.ended_by(config.train):  # no step follows that could give other bits
-        difference = f"the run has ended at {where}: nothing is trained; a larger {ended_by} continues it"
+        more = " or --minutes N" if ended_by == "train.max_steps" else ""
+        difference = (
+            f"the run has ended at {where}: nothing is trained; a larger {ended_by}{more} continues it"
+        )
     return [*(f"skipped {note}" for note in notes), difference or f"resumed at {where}"]
 
 
