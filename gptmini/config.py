@@ -122,7 +122,10 @@ class TokenizerConfig(Section):
         "per byte; chars: one token per character of the corpus.",
     )
     vocab_size: int | None = Field(
-        None, ge=257, description="Number of tokens for bpe (default 1024), end-of-text included."
+        None,
+        ge=257,
+        le=1_000_000,
+        description="Number of tokens for bpe (default 1024), end-of-text included.",
     )
     folder: PathText | None = Field(
         None,

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -70,6 +72,7 @@ def test_training_learns_byte_pairs_unless_told_otherwise():
         ({"kind": "words"}, "Tokenizer.train: kind = 'words': needs"),
         ({"kind": "gpt2"}, "Tokenizer.train: kind = gpt2: has learned already"),
         ({"vocab_size": 100}, "Tokenizer.train: vocab_size = 100: needs"),
+        ({"vocab_size": 10**12}, "vocab_size = 1000000000000: needs .* at most 1,000,000"),
         ({"kind": "chars", "vocab_size": 300}, "vocab_size = 300 is for kind bpe only"),
     ],
 )
@@ -105,10 +108,20 @@ def test_ids_are_decoded_from_lists_arrays_tensors_and_single_ids():
     assert tokenizer.decode([]) == tokenizer.decode(torch.tensor([], dtype=torch.int64)) == ""
 
 
-@pytest.mark.parametrize("ids", [[[1, 2]], np.array([[1, 2]]), torch.tensor([[1, 2]])])
-def test_a_batch_of_ids_is_refused_with_what_to_do(ids):
+@pytest.mark.parametrize(
+    "ids",
+    [[[1, 2]], np.array([[1, 2]]), torch.tensor([[1, 2]]), [torch.tensor([1, 2])], [1.0], 2.5, "ab", None],
+)
+def test_what_is_not_the_ids_of_one_text_is_refused_with_what_to_do(ids):
     with pytest.raises(UserError, match=r"one text, of shape \(T,\): decode each row by itself"):
         TOKENIZERS["bpe"].decode(ids)
+
+
+@pytest.mark.parametrize("text", [b"bytes", None, 7, ["a", "b"]])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_only_a_text_can_be_encoded(kind, text):
+    with pytest.raises(UserError, match=rf"encode takes a text \(str\), not {type(text).__name__}"):
+        TOKENIZERS[kind].encode(text)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -180,6 +193,51 @@ def test_learned_ids_equal_hugging_face_tokenizers(text):
     theirs = HuggingFaceTokenizer.from_str(TOKENIZERS["bpe"].files()["tokenizer.json"].decode())
     theirs.encode_special_tokens = True
     assert theirs.encode(text, add_special_tokens=False).ids == TOKENIZERS["bpe"].encode(text)
+
+
+@pytest.mark.parametrize(
+    "text", [" " * 250_000, "\n" * 300_000 + "end", "ab" * 200_000, " \u3000\t" * 100_000 + " x"]
+)
+def test_long_words_and_whitespace_are_learned_and_have_the_ids_of_hugging_face_tokenizers(text):
+    tokenizer = Tokenizer.train(text, vocab_size=270)
+    theirs = HuggingFaceTokenizer.from_str(tokenizer.files()["tokenizer.json"].decode())
+    ids = tokenizer.encode(text)
+    assert len(ids) < len(text.encode()) / 8
+    # theirs takes quadratic time, so the end only: behind a word, where a new word begins
+    text = text[-5000:]
+    assert theirs.encode("." + text).ids == tokenizer.encode("." + text)
+
+
+@pytest.mark.parametrize("end", ["x", "", "\x1c", "é'"])
+@pytest.mark.parametrize("last", [" ", "\n", "\u3000"])
+def test_a_run_of_whitespace_of_any_length_can_be_encoded(last, end):
+    tokenizer = TOKENIZERS["bpe"]
+    text = "a" + " " * 150_000 + last + end  # tiktoken alone takes this long a run, but no longer one
+    assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text)
+
+
+def test_more_whitespace_than_tiktoken_takes_can_be_encoded():
+    text = "a" + "\t" * 1_100_000 + " b"
+    assert TOKENIZERS["bpe"].decode(TOKENIZERS["bpe"].encode(text)) == text
+
+
+@pytest.mark.parametrize("returncode", [1, -6])
+def test_a_tokenizer_that_cannot_be_learned_is_one_line(returncode, monkeypatch):
+    def run(command, **options):
+        command = [
+            sys.executable,
+            "-c",
+            f"import os; os.kill(os.getpid(), {-returncode}) if {returncode} < 0 else 1 / 0",
+        ]
+        return real_run(command, **options)
+
+    real_run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    reason = "ZeroDivisionError: division by zero" if returncode > 0 else "killed"
+    with pytest.raises(
+        MemoryError, match=rf"tokenizer.vocab_size = 300 .* from .* characters .* \({reason}\)"
+    ):
+        Tokenizer.train(TEXT, vocab_size=300)
 
 
 def test_learning_twice_gives_the_same_tokenizer():

@@ -193,9 +193,11 @@ def open_corpus(
 
 # Where a run of whitespace begins: ASCII whitespace that does not follow Unicode whitespace. GPT-2's pattern
 # joins whitespace to what comes after it, never to what comes before, so a cut here splits no pre-token.
+# (Whitespace is searched for first, and only then what is before it: ten times faster where there is none.)
 _RUN_OF_WHITESPACE = re.compile(
-    rb"(?<![\t-\r ])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])"
-    rb"(?<!\xe2\x81\x9f)(?<!\xe3\x80\x80)[\t-\r ]"
+    rb"[\t-\r ](?<![\t-\r ].)(?<!\xc2[\x85\xa0].)(?<!\xe1\x9a\x80.)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf].)"
+    rb"(?<!\xe2\x81\x9f.)(?<!\xe3\x80\x80.)",
+    re.DOTALL,
 )
 
 

@@ -115,6 +115,8 @@ class Tokenizer(ABC):
 
         Raises UserError naming a character without id, which only `chars` knows.
         """
+        if not isinstance(text, str):
+            raise UserError(f"encode takes a text (str), not {type(text).__name__}")
         if not (parse_special and self.special_tokens):
             return self._encode(text)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
@@ -152,14 +154,16 @@ class Tokenizer(ABC):
     def decode_bytes(self, ids: Any) -> bytes:
         """The bytes of some ids: exactly those that were encoded, UTF-8 or not."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids  # numpy's and PyTorch's
-        pieces = []
-        for i in [ids] if isinstance(ids, int) else ids:
-            if isinstance(i, Sequence):
-                raise UserError("decode takes the ids of one text, of shape (T,): decode each row by itself")
+        try:
+            ids = [operator.index(i) for i in ([ids] if isinstance(ids, int) else ids)]
+        except TypeError:
+            raise UserError(
+                "decode takes the integer ids of one text, of shape (T,): decode each row by itself"
+            ) from None
+        for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise UserError(f"token id {i} is outside the tokenizer's vocabulary of {self.vocab_size}")
-            pieces.append(self.tokens[i])
-        return b"".join(pieces)
+        return b"".join([self.tokens[i] for i in ids])
 
     @cached_property
     def token_byte_lengths(self) -> np.ndarray:

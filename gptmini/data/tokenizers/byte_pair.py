@@ -6,7 +6,11 @@ token that joins two earlier ones. No merges: kind bytes. GPT-2's 50,000: kind g
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,9 @@ from gptmini.errors import DamagedError, UserError
 
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
 GPT2_MERGES = 50_000
+# tiktoken fails at a million characters of whitespace before a word. Its pattern takes the last of them alone
+# or with the word, so in front of that one a text can be cut. (Its \s has no U+001C to U+001F, Python's has.)
+_LONG_WHITESPACE = re.compile(r"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{100000,}(?=[\S\x1c-\x1f])")
 BYTES = [bytes([byte]) for byte in range(256)]
 
 
@@ -66,26 +73,30 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         """Fewer merges than asked for where too few pairs occur at least twice."""
         if config.kind == "bytes":
             return cls([*BYTES, b""], [], {END_OF_TEXT: 256})
-        import tokenizers  # Hugging Face's, in Rust
-
-        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
-        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=(config.vocab_size or BPE_VOCAB_SIZE) - 1,  # one id is the end of text
-            min_frequency=2,
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes
-            show_progress=False,
+        size = (config.vocab_size or BPE_VOCAB_SIZE) - 1  # one id is the end of text
+        lines = "".join(json.dumps(_shorten_words(text), ensure_ascii=False) + "\n" for text in texts)
+        command = [sys.executable, str(Path(__file__).with_name("learn_merges.py")), str(size)]
+        result = subprocess.run(
+            command, input=lines.encode(errors="replace"), capture_output=True, check=False
         )
-        learner.train_from_iterator(map(_split_long_words, texts), trainer)
+        if result.returncode:
+            reason = (result.stderr.decode(errors="replace").splitlines() or ["killed"])[-1]
+            raise MemoryError(
+                f"a tokenizer of tokenizer.vocab_size = {size + 1:,} cannot be learned from "
+                f"{len(lines):,} characters of text here ({reason}): lower it, or free some memory"
+            )
         # from Hugging Face's printable characters back to bytes
-        learned = json.loads(learner.to_str())["model"]
+        learned = json.loads(result.stdout)["model"]
         tokens = [_from_unicode(text) for text in sorted(learned["vocab"], key=learned["vocab"].get)]
         merges = [(_from_unicode(left), _from_unicode(right)) for left, right in learned["merges"]]
         return cls([*tokens, b""], merges, {END_OF_TEXT: len(tokens)})
 
     def _encode(self, text: str) -> list[int]:
         """A lone surrogate, which is no character, counts as U+FFFD."""
-        return self._encoding.encode_ordinary(text)
+        # in pieces where whitespace is long
+        ends = [match.end() - 1 for match in _LONG_WHITESPACE.finditer(text)]
+        pieces = (text[start:end] for start, end in pairwise([0, *ends, len(text)]))
+        return [i for piece in pieces for i in self._encoding.encode_ordinary(piece)]
 
     def encode_chunk(self, chunk: Chunk) -> np.ndarray:
         """The ids, uint32 (n,), of a chunk of a corpus; see Tokenizer."""
@@ -166,9 +177,11 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         return cls(tokens, merges, special_tokens, end_of_text)
 
 
-def _split_long_words(text: str) -> str:
-    """A line break after 1000 characters without whitespace: learning is quadratic in a word's length."""
-    return re.sub(r"(\S{1000})(?=\S)", r"\1\n", text)
+def _shorten_words(text: str) -> str:
+    """A text to learn from, where no word is long: the time to learn is quadratic in a word's length."""
+    # a line break after each 1000 characters of a word, and of whitespace 10,000 characters
+    text = re.sub(r"(?<!\S)\S{1001,}", lambda word: "\n".join(re.findall(".{1,1000}", word[0], re.S)), text)
+    return re.sub(r"(?<!\s)(\s{10000})\s+", r"\1", text)
 
 
 def _bytes_as_characters() -> list[str]:

@@ -89,7 +89,7 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
         index, advice = "", "leave it out"
         if chunk is not None:
             index = f"{chunk.source}: byte {chunk.offset + len(text[:position].encode())}: "
-            advice = "use tokenizer.kind = bpe or bytes, which know them all"
+            advice = "leave it out, or train with tokenizer.kind = bpe or bytes, which know them all"
         character = text[position]
         name = unicodedata.name(character, "a character without name")
         return UserError(
