@@ -9,15 +9,20 @@ import itertools
 import os
 import re
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
-from gptmini.errors import InUseError
+from gptmini.errors import DamagedError, InUseError
 
 _TEMPORARY = ".gptmini-tmp-{name}-{hex}"  # a name that nobody else gives; the first runs began it by .tmp-
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
+
+NOT_WHOLE = "was not written whole; is the disk full?"
 
 Bytes = bytes | bytearray | memoryview
 
@@ -54,6 +59,32 @@ def create_file(path: Path, data: Bytes | Iterable[Bytes], *, shown_path: Path |
     finally:
         with _errors_name_path(shown):
             os.close(file)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears at `path` whole or not at all, for packages that write by themselves.
+
+    Yields a temporary name beside `path`, where the block writes the file, reads it back, and raises if it is
+    not whole. What a killed process left of the same file is removed first. Raises OSError naming `path`.
+    """
+    clean_leftovers(path.parent, re.escape(path.name[:40]))
+    with _deleted_on_failure(_temporary_name(path)) as temporary:
+        try:
+            yield temporary
+        except DamagedError:
+            raise
+        except OSError as error:
+            # numpy's has neither number nor cause
+            raise OSError(error.errno or errno.EIO, error.strerror or NOT_WHOLE, str(path)) from error
+        with _errors_name_path(path):
+            file = os.open(temporary, os.O_RDWR | _BINARY)
+            try:
+                _sync(file)
+            finally:
+                os.close(file)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
 
 
 @contextmanager
@@ -250,13 +281,30 @@ def _temporary_name(path: Path) -> Path:
 
 @contextmanager
 def _deleted_on_failure(path: Path) -> Iterator[Path]:
-    """Yields `path`; what stands there when the block fails is deleted."""
+    """Yields `path`; what stands there when the block fails, or a signal ends the process, is deleted."""
+
+    def delete_and_end(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):
+            _delete(path)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    # Only where a signal would end the process here and now: training catches signals, and saves first.
+    ending = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+        ending = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, delete_and_end)
     try:
         yield path
     except BaseException:
         with suppress(OSError):  # the first error is the one to report
             _delete(path)
         raise
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import gptmini
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
+from gptmini.cli.main import main
 from gptmini.config import Config, TokenizerConfig, load_config
 from gptmini.data.batching import WindowSampler
 from gptmini.data.corpus import open_corpus
@@ -187,6 +188,27 @@ def test_weights_without_tokenizer_and_with_another_vocabulary_are_one_line(gpt2
         file.unlink()
     with pytest.raises(UserError, match=r"^the tokenizer's vocab_size = 257, but train\.init_from = .* 300$"):
         train(config_of(corpus, gpt2, tokenizer={"kind": "bytes"}), quiet=True)
+
+
+def test_embeddings_padded_past_the_tokenizer_are_taken_and_saved_without_padding(gpt2, corpus, capsys):
+    """As many models on the Hub have them: 300 tokens, and rows up to a multiple of 64."""
+    padded = GPT2LMHeadModel.from_pretrained(gpt2)
+    padded.resize_token_embeddings(pad_to_multiple_of=64)
+    assert padded.config.vocab_size == 320
+    padded.save_pretrained(gpt2)
+    model, tokenizer = gptmini.load(gpt2, device="cpu")
+    assert (model.config.vocab_size, len(tokenizer)) == (320, 300)
+    assert gptmini.evaluate(model, tokenizer, corpus.read_text()).loss > 0
+    gptmini.save(corpus.parent / "again", model, tokenizer)
+    assert gptmini.load(corpus.parent / "again", device="cpu")[0].config.vocab_size == 320
+    assert main(["evaluate", str(gpt2), "--corpus", str(corpus)]) == 0
+    assert main(["export", str(gpt2), "--output", str(corpus.parent / "m.gguf")]) == 0
+    # the padding is gone, in the resumed run too
+    train(config_of(corpus, gpt2, max_steps=1), quiet=True)
+    trained, _ = gptmini.load(corpus.parent / "run", device="cpu")
+    assert torch.allclose(trained.token_embedding.weight, model.token_embedding.weight[:300], atol=1e-3)
+    train(config_of(corpus, gpt2, max_steps=2), resume=True, quiet=True)
+    assert gptmini.load(corpus.parent / "run", device="cpu")[0].config.vocab_size == 300
 
 
 @pytest.fixture

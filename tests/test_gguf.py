@@ -1,16 +1,24 @@
-"""GGUF files, read back with the gguf package, and by llama.cpp where its binding is installed."""
+"""GGUF files, read back with the gguf package, and by llama.cpp where a binding is installed."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import gguf
 import numpy as np
 import pytest
 import torch
 
+import gptmini
 from gptmini.checkpoint.gguf import export_gguf
 from gptmini.cli.main import main
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.corpus import open_corpus
 from gptmini.data.tokenizers import build_tokenizer
-from gptmini.errors import UserError
+from gptmini.errors import DamagedError, UserError
 from gptmini.generation.generate import generate
 from gptmini.model import GPT
 
@@ -103,6 +111,125 @@ def test_what_cannot_be_exported_is_one_line(make, tmp_path):
         export_gguf(tmp_path / "m.gguf", model, tokenizer, "float16")
     with pytest.raises(UserError, match="320 tokens and the model 257: they do not belong together"):
         export_gguf(tmp_path / "n.gguf", make("bytes")[0], tokenizer, "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
+def test_rows_that_pad_the_embedding_are_left_out_so_that_nothing_samples_them(make, tmp_path, dtype):
+    model, tokenizer = make()
+    padded = GPT(model.config.model_copy(update={"vocab_size": 384})).eval()
+    weights = model.state_dict()
+    for name in ("token_embedding.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], 9 * torch.ones(64, 64)])  # which any sampler would choose
+    padded.load_state_dict(weights)
+    export_gguf(tmp_path / "m.gguf", model, tokenizer, dtype)
+    export_gguf(tmp_path / "padded.gguf", padded, tokenizer, dtype)
+    plain, found = (values_of(gguf.GGUFReader(tmp_path / name)) for name in ("m.gguf", "padded.gguf"))
+    assert all(np.array_equal(found[name], values) for name, values in plain.items())
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [("float16", 1e5), ("q8_0", 1e7)])
+def test_a_weight_too_large_for_the_format_is_refused_naming_its_tensor(make, tmp_path, dtype, weight):
+    model, tokenizer = make()
+    model.blocks[1].mlp.c_fc.weight.data[3, 3] = weight
+    with pytest.raises(
+        UserError, match=r"h\.1\.mlp\.c_fc\.weight holds a weight of 1e\+0., too large"
+    ) as refusal:
+        export_gguf(tmp_path / "m.gguf", model, tokenizer, dtype)
+    assert "--dtype float32" in str(refusal.value)
+    export_gguf(tmp_path / "m.gguf", model, tokenizer, "float32")
+    assert values_of(gguf.GGUFReader(tmp_path / "m.gguf"))["blk.1.ffn_up.weight"][3, 3] == weight
+
+
+def test_weights_that_are_not_finite_are_damaged(make, tmp_path):
+    model, tokenizer = make()
+    for value in (float("nan"), float("inf")):
+        model.ln_f.bias.data[0] = value
+        with pytest.raises(DamagedError, match=r"ln_f\.bias holds NaN or infinite weights"):
+            export_gguf(tmp_path / "m.gguf", model, tokenizer, "float32")
+
+
+@pytest.mark.parametrize("lost", [1, 1000, 40_000, 150_000, 190_000])
+def test_a_file_that_does_not_read_back_whole_never_appears(make, tmp_path, monkeypatch, lost):
+    write = gguf.GGUFWriter.write_tensors_to_file
+
+    def write_less(self):  # as on a full disk, where the last bytes get lost without an error
+        write(self)
+        self.flush()
+        os.truncate(self.fout[0].name, os.path.getsize(self.fout[0].name) - lost)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", write_less)
+    with pytest.raises(OSError, match="was not written whole") as failure:
+        export_gguf(tmp_path / "m.gguf", *make(), "float16")
+    assert (failure.value.errno, failure.value.filename) == (errno.EIO, str(tmp_path / "m.gguf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("place", ["token", "metadata"])
+def test_a_byte_that_changes_while_it_is_written_is_noticed(make, tmp_path, monkeypatch, place):
+    write = gguf.GGUFWriter.close
+
+    def close_and_change(self):
+        path = self.fout and self.fout[0].name
+        write(self)
+        if path:
+            with open(path, "r+b") as file:
+                offset = (
+                    re.search(
+                        b"<.endoftext|gpt2.context_length.{4}"
+                        if place == "token"
+                        else b"gpt2\\.block_count....",
+                        file.read(),
+                        re.DOTALL,
+                    ).end()
+                    - 1
+                )
+                file.seek(offset)
+                file.write(b"?")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "close", close_and_change)
+    with pytest.raises(OSError, match="was not written whole"):
+        export_gguf(tmp_path / "m.gguf", *make("bytes"), "float32")
+
+
+EXPORT = "import sys; from gptmini.cli.main import main; sys.exit(main(sys.argv[1:]))"
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); " + EXPORT
+SLOW = """
+import os, signal, sys
+import gguf
+from gptmini.cli.main import main
+write = gguf.GGUFWriter.write_tensors_to_file
+def killed(self):
+    write(self)
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+gguf.GGUFWriter.write_tensors_to_file = killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_export_that_fails_leaves_nothing_that_the_next_one_does_not_remove(make, tmp_path, number):
+    model, tokenizer = make()
+    gptmini.save(tmp_path / "model", model, tokenizer)
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-c", LIMITED if number is None else SLOW, "export", str(tmp_path / "model")]
+    command += ["--output", str(tmp_path / "m.gguf")]
+    environment = os.environ | {"SIGNAL": str(int(number or 0))}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if number is None:
+        assert (found.returncode, found.stderr) == (
+            1,
+            f"gptmini: {tmp_path}/m.gguf: was not written whole; is the disk full?\n",
+        )
+    elif number == signal.SIGINT:
+        assert found.returncode == 130
+    else:
+        assert found.returncode == -number
+    if number == signal.SIGKILL:
+        assert len(sorted(tmp_path.iterdir())) == len(before) + 1
+        export_gguf(tmp_path / "m.gguf", model, tokenizer, "float16")
+        (tmp_path / "m.gguf").unlink()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_command_exports_a_run(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gptmini import atomic_io
 from gptmini.checkpoint.gpt2_directory import save
 from gptmini.checkpoint.store import load_model
+from gptmini.cli.main import main
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, UserError
@@ -182,8 +183,8 @@ def test_safetensors_that_no_model_has_are_refused_by_name_shape_or_dtype(tensor
             lambda h: h[LN].update(shape=[1, 8]),
             r"ln_f\.bias has shape \(1, 8\), but config\.json needs \(8,\)",
         ),
-        (lambda h: h[LN].update(dtype="I32"), r"ln_f\.bias is torch\.int32: float32, float16"),
-        (lambda h: h[LN].update(dtype="F8_E4M3", shape=[32]), r"is torch\.float8_e4m3fn: float32, float16"),
+        (lambda h: h[LN].update(dtype="I32"), r"ln_f\.bias is torch\.int32: float64, float32"),
+        (lambda h: h[LN].update(dtype="F8_E4M3", shape=[32]), r"is torch\.float8_e4m3fn: float64, float32"),
         (lambda h: h[LN].update(dtype="F31"), "not a safetensors file"),
         (lambda h: h[LN].update(shape=[9]), "not a safetensors file"),
         (lambda h: h.pop(LN) and None, "not a safetensors file"),  # its bytes are left without a name
@@ -216,3 +217,28 @@ def test_loaded_weights_do_not_change_with_their_file(model, tmp_path):
     with open(path, "r+b") as file:
         file.write(bytes(size))
     assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+
+
+def test_weights_that_are_not_finite_are_damaged_to_every_reader_and_never_saved(
+    tensor_file, model, tmp_path, capsys
+):
+    bias = torch.full((8,), torch.nan)
+    bias[1:] = 0
+    folder = tensor_file(lambda header: None)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[LN] = bias
+    save_file(tensors, path, metadata={"format": "pt"})
+    for command in ("evaluate", "generate", "export"):
+        assert main([command, str(folder), *(["--corpus", __file__] if command == "evaluate" else [])]) == 4
+        assert "parameter ln_f.bias holds NaN or infinite weights" in capsys.readouterr().err
+    model.ln_f.bias.data[0] = torch.inf
+    with pytest.raises(UserError, match=r"parameter ln_f\.bias holds NaN or infinite weights"):
+        save(tmp_path / "infinite", model)
+
+
+def test_a_file_of_float64_weights_is_read_as_float32(tensor_file, model):
+    folder = tensor_file(lambda header: None)
+    tensors = {name: t.double() for name, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_same_weights(folder, model)

@@ -4,15 +4,19 @@ The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is writte
 architecture gpt2, Linear weights as (out, in), biases always there, tokens spelled with GPT-2's characters.
 """
 
+import errno
 import json
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
-from gptmini.atomic_io import write_file
+import numpy as np
+
+from gptmini.atomic_io import NOT_WHOLE, new_file
 from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.data.tokenizers import Tokenizer
-from gptmini.errors import MissingPackageError, UserError
+from gptmini.errors import DamagedError, MissingPackageError, UserError
 from gptmini.model import GPT
 
 # Readers want at least one merge. Two zero bytes joined are no token, so this one changes nothing.
@@ -25,9 +29,13 @@ def export_gguf(
     """Write the GGUF file; returns what was written, in words.
 
     Vectors and positions stay float32, as readers expect. q8_0 stores 32 weights of a row as int8 with one
-    float16 scale; where a row is no multiple of 32 long, float16 is used. Raises UserError where there is a
-    file already, the gguf package is missing, or the tokenizer is not byte-level BPE: GGUF knows no other
-    kind that splits text as ours do.
+    float16 scale; where a row is no multiple of 32 long, float16 is used. Rows of the embedding that no token
+    has, as in a vocabulary padded to a multiple of 64, are left out, so that no reader samples them.
+
+    Raises UserError where there is a file already, the gguf package is missing, a weight is too large for
+    `dtype`, or the tokenizer is not byte-level BPE: GGUF knows no other kind that splits text as ours do.
+    DamagedError for weights that are NaN or infinite; OSError where the file cannot be written, or does not
+    read back as it was written.
     """
     try:
         import gguf
@@ -41,7 +49,7 @@ def export_gguf(
             "the tokenizer has one token for each character, which GGUF cannot say: only models with "
             "tokenizer.kind = bpe, bytes or gpt2 can be exported"
         )
-    if tokenizer.vocab_size != config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: they do not "
             "belong together"
@@ -84,9 +92,12 @@ def export_gguf(
     # the weights; biases that the model does not have are zeros
     gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
     in_float16 = 0
+    written = {}
     for gpt2_name, tensor in to_gpt2(model.state_dict(), config).items():
         name = gguf_names.get_name(gpt2_name, (".weight", ".bias"))
         assert name is not None, gpt2_name
+        if name == "token_embd.weight":
+            tensor = tensor[: tokenizer.vocab_size]
         values = tensor.float().numpy()
         if ".h." in gpt2_name:
             values = values.T  # GPT-2's projections are (in, out), GGUF's (out, in); vectors stay
@@ -94,16 +105,54 @@ def export_gguf(
         if kind == kinds.Q8_0 and values.shape[1] % 32:
             kind = kinds.F16
             in_float16 += 1
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        written[name] = _quantize(gguf, gpt2_name, values, kind)
+        writer.add_tensor(name, written[name], raw_dtype=kind)
 
-    # The package writes a file by itself: into a temporary one, which then appears at `path` whole.
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.gguf"
-        writer.write_header_to_file(draft)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        with open(draft, "rb") as content:
-            write_file(path, iter(lambda: content.read(2**20), b""))
+    # The package writes by itself, and may lose the last bytes on a full disk: read back before it appears.
+    with new_file(path) as draft:
+        try:
+            writer.write_header_to_file(draft)
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+        if not _reads_back(gguf, draft, writer.kv_data[0], written):
+            raise OSError(errno.EIO, NOT_WHOLE)
     note = f" ({in_float16} tensors in float16: their rows are no multiple of 32)" if in_float16 else ""
     return f"{path}: {path.stat().st_size:,} bytes, {dtype}{note}"
+
+
+def _quantize(gguf: ModuleType, name: str, values: np.ndarray, kind: Any) -> np.ndarray:
+    """The values as the file holds them; raises UserError or DamagedError where they are not finite there."""
+    if not np.isfinite(values).all():
+        raise DamagedError(f"tensor {name} holds NaN or infinite weights: the model diverged or is damaged")
+    with np.errstate(all="ignore"):  # looked for below
+        quantized: np.ndarray = gguf.quants.quantize(values, kind)
+        is_finite = np.isfinite(gguf.quants.dequantize(quantized, kind)).all()
+    if not is_finite:
+        raise UserError(
+            f"tensor {name} holds a weight of {np.abs(values).max():.3g}, too large for {kind.name.lower()}: "
+            "export with --dtype float32"
+        )
+    return quantized
+
+
+def _reads_back(
+    gguf: ModuleType, path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether the file holds exactly this."""
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        found = {tensor.name: tensor.data for tensor in reader.tensors}
+    except (ValueError, IndexError, UnicodeDecodeError):  # what a file that ends too early makes it raise
+        return False
+
+    def expected(value: Any) -> Any:
+        return np.float32(value).item() if isinstance(value, float) else value
+
+    return (
+        found.keys() == tensors.keys()
+        and all(fields.get(name) == expected(entry.value) for name, entry in metadata.items())
+        and all(np.array_equal(found[name], values) for name, values in tensors.items())
+    )

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from gptmini import atomic_io
@@ -75,7 +76,12 @@ def read_gpt2(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
 
     def read() -> Iterator[tuple[str, Tensor]]:
         try:
-            yield from parameters_from_gpt2(tensors, config)
+            for name, values in parameters_from_gpt2(tensors, config):
+                if not torch.stack(values.aminmax()).isfinite().all():  # needs no memory, as isfinite would
+                    raise DamagedError(
+                        f"{folder}: parameter {name} holds NaN or infinite weights: diverged or damaged"
+                    )
+                yield name, values
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 
@@ -111,6 +117,8 @@ def _float_weights(model: GPT) -> dict[str, Tensor]:
         raise UserError(f"parameter {extra[0]} has no place in GPT-2")
     if any(hasattr(weight, "full_tensor") for weight in weights.values()):
         raise UserError("the model is sharded over ranks: train saves it, and gptmini.load loads it whole")
+    if lost := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"parameter {lost[0]} holds NaN or infinite weights, which load would refuse")
     return {name: weight.float() for name, weight in weights.items()}
 
 

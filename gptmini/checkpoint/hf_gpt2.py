@@ -92,8 +92,10 @@ def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> It
 
     def read(gpt2_name: str) -> Tensor:
         tensor = tensors[stored[gpt2_name]]
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise UserError(f"tensor {gpt2_name} is {tensor.dtype}: float32, float16 or bfloat16 needed")
+        if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise UserError(
+                f"tensor {gpt2_name} is {tensor.dtype}: float64, float32, float16 or bfloat16 needed"
+            )
         return tensor
 
     # Compare and convert the tensors.
