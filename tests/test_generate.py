@@ -13,7 +13,7 @@ import gptmini
 from gptmini.checkpoint.store import load_model
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer
-from gptmini.errors import UserError
+from gptmini.errors import DivergedError, UserError
 from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate, generate_by_definition, generate_tokens, window_start
 from gptmini.generation.sampling import Sampling
@@ -385,8 +385,9 @@ def test_a_hook_that_works_in_place_leaves_the_log_probabilities_those_of_the_mo
 @pytest.mark.parametrize(
     ("hook", "message"),
     [
-        (lambda logits, rows: logits.fill_(-torch.inf), "left no token to sample"),
+        (lambda logits, rows: logits.fill_(-torch.inf), "no token is left to sample: a logits_hook"),
         (lambda logits, rows: logits.fill_(torch.nan), "gave NaN"),
+        (3, "logits_hook is a int, but must be a function"),
         (lambda logits, rows: None, r"must return a tensor \(1, 257\), not NoneType \(\)"),
         (lambda logits, rows: logits[0], r"must return a tensor \(1, 257\), not Tensor \(257,\)"),
     ],
@@ -399,7 +400,7 @@ def test_a_hook_that_leaves_nothing_to_sample_is_one_line(model, hook, message, 
 def test_a_hook_does_not_hide_a_damaged_model(directory):
     model = load_model(directory)[0]
     model.ln_f.bias.data[0] = float("nan")
-    with pytest.raises(UserError, match="no finite logits"):
+    with pytest.raises(DivergedError, match="no finite logits"):
         generate(model, [[1]], max_new_tokens=1, logits_hook=lambda logits, rows: torch.zeros_like(logits))
 
 
@@ -446,9 +447,13 @@ def test_a_streamed_piece_never_splits_a_character(text):
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
 
 
-def test_bytes_that_are_no_character_become_the_replacement_character(tokenizer):
-    pieces = list(stream(Scripted(b"a\xffb\xe4"), tokenizer, "x", max_new_tokens=90, temperature=0))
+def test_bytes_that_are_no_character_become_the_replacement_character_only_where_they_are_allowed(tokenizer):
+    options = {"max_new_tokens": 90, "temperature": 0}
+    pieces = stream(Scripted(b"a\xffb\xe4"), tokenizer, "x", allow_invalid_utf8=True, **options)
     assert "".join(pieces) == "a\ufffdb\ufffd"
+    # Of the tokens that may follow, all as likely here, the first is taken: NUL, and a continuation byte.
+    pieces = stream(Scripted(b"a\xffb\xc3"), tokenizer, "x", **options)
+    assert "".join(pieces) == "a\x00b\xc0"
 
 
 @pytest.mark.parametrize("stop", [["END"], ["ND!", "END"], ["xx", "E"]])
@@ -498,7 +503,7 @@ def test_special_token_text_surrogates_and_nul_are_plain_text(model, tokenizer):
     [
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_k": 0}, "top_k = 0"),
+        ({"top_k": -1}, "top_k = -1"),
         ({"top_p": 1.5}, "top_p = 1.5"),
         ({"min_p": -0.1}, "min_p = -0.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
@@ -562,7 +567,7 @@ def test_an_empty_stop_string_is_refused(model, tokenizer):
 def test_a_model_without_finite_logits_is_refused(directory):
     model = load_model(directory)[0]
     model.ln_f.bias.data[0] = float("nan")
-    with pytest.raises(UserError, match="no finite logits"):
+    with pytest.raises(DivergedError, match="no finite logits"):
         generate(model, prompts(1, 3), max_new_tokens=1)
 
 

@@ -15,6 +15,7 @@ from gptmini.generation.sampling import (
     keep_top_p,
     penalize_repetition,
     sample,
+    seen_tokens,
 )
 
 V = 50
@@ -33,7 +34,10 @@ CASES = [
     *[(lambda x, p=p: keep_top_p(x, p), TopPLogitsWarper(p)) for p in (0.1, 0.5, 0.9, 0.999)],
     *[(lambda x, p=p: keep_min_p(x, p), MinPLogitsWarper(p)) for p in (0.01, 0.3, 1.0)],
     *[
-        (lambda x, p=p: penalize_repetition(x, rows().tolist(), p), RepetitionPenaltyLogitsProcessor(p))
+        (
+            lambda x, p=p: penalize_repetition(x, seen_tokens(rows().tolist(), V), p),
+            RepetitionPenaltyLogitsProcessor(p),
+        )
         for p in (0.7, 1.3, 2.0)
     ],
 ]

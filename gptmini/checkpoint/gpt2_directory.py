@@ -53,8 +53,9 @@ def gpt2_files(
 ) -> dict[str, FileContent]:
     """The files of a GPT-2 directory by name."""
     end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    start_token = None if tokenizer is None else tokenizer.start_token
     # read by transformers' generate
-    generation = {"_from_model_config": True, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    generation = {"_from_model_config": True, "bos_token_id": start_token, "eos_token_id": end_of_text}
     return {
         "config.json": json_bytes(gpt2_config(config, end_of_text)),
         "generation_config.json": json_bytes(generation),

@@ -8,6 +8,7 @@ from gptmini.errors import UserError
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as in openai-community/gpt2-medium
 _FILES = [  # never pickled weights
     "config.json",
+    "generation_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",

@@ -178,8 +178,8 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
     contents = split.corpus.contents
     # two bytes an id where the vocabulary allows, as for GPT-2's 50,257 tokens
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    read_again, paragraphs = Contents(), ParagraphDeduplicator()
-    sizes, tokens = Counter[str](), Counter[str]()  # of each split
+    read_again, paragraphs, first_token = Contents(), ParagraphDeduplicator(), None
+    sizes, tokens, documents = Counter[str](), Counter[str](), Counter[str]()  # of each split
     hide_bar = quiet or not sys.stderr.isatty()
     bar = tqdm(total=contents.total_bytes, unit="B", unit_scale=True, desc="tokenizing", disable=hide_bar)
 
@@ -188,6 +188,7 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             read_again.add(chunk)
             for name, part in split.divide(chunk, start=sizes.total()):
                 sizes[name] += len(part.data)
+                documents[name] += part.ends_document
                 yield name, part
             bar.update(len(chunk.data))
 
@@ -201,6 +202,10 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             path = new / f"{name}.bin"
             create_token_file(path, _encode(tokenizer, chunks, dtype))
             tokens[name] = path.stat().st_size // dtype.itemsize
+            if name == "train" and tokens[name]:
+                # the end of text stands between documents: with one of them it is never trained
+                never_ends = documents[name] < 2 or tokenizer.end_of_text is None
+                first_token = int(np.fromfile(path, dtype, count=1)[0]) if never_ends else None
         for name in {"train", "val"} - tokens.keys():
             create_token_file(new / f"{name}.bin", ())
         # the entry is named by the digest of the first pass
@@ -219,6 +224,7 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             repeated_bytes=paragraphs.dropped_bytes,
             train_tokens=tokens["train"],
             val_tokens=tokens["val"],
+            first_token=first_token,
             python_version=split.corpus.python_version,
         )
         atomic_io.create_file(new / "meta.json", meta.model_dump_json(indent=2).encode())

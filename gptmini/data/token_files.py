@@ -45,6 +45,11 @@ class Meta(Section):
     repeated_bytes: int = Field(ge=0, description="Left out of validation, as training has the paragraphs.")
     train_tokens: int = Field(ge=0, description="Ids in train.bin.")
     val_tokens: int = Field(ge=0, description="Ids in val.bin.")
+    first_token: int | None = Field(
+        None,
+        ge=0,
+        description="First id of train.bin where no end of text stands in it: texts start from it.",
+    )
     python_version: str | None = Field(None, description="For python-docs, whose text differs by version.")
 
 
@@ -155,6 +160,7 @@ def open_token_files(folder: Path) -> TokenData:
         raise DamagedError(f"{folder / 'meta.json'}: {error.errors()[0]['msg']}") from None
     except UserError as error:  # a tokenizer that we did not write
         raise DamagedError(str(error)) from None
+    tokenizer.first_token = meta.first_token
     return TokenData(train, val, tokenizer, meta)
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gptmini.checkpoint.gpt2_directory import unwrap
-from gptmini.errors import UserError
+from gptmini.errors import DivergedError, UserError
 from gptmini.generation.kv_cache import KVCache, last_hidden_states
 from gptmini.generation.prompts import check_prompts, join, read_prompts, whole_number
-from gptmini.generation.sampling import LogitsHook, Sampling, row_generators
+from gptmini.generation.sampling import LogitsHook, Sampling, call_hook, row_generators, seen_tokens
 from gptmini.model import GPT
 
 
@@ -135,7 +135,6 @@ def generate(
     return (result, scores) if log_probabilities else result
 
 
-@torch.inference_mode()
 def generate_tokens(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -143,25 +142,48 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     is_end: Callable[[int, int], bool] = lambda row, token: False,
+    forbidden: Callable[[Sequence[int]], Tensor] | None = None,
     logits_hook: LogitsHook | None = None,
     use_cache: bool = True,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Continue all prompts together; yields each new token as (row, id, the model's logits (V,) for it).
 
-    A row ends after max_new_tokens, or with the first token for which `is_end(row, id)`.
+    A row ends after max_new_tokens, or with the first token for which `is_end(row, id)`. `forbidden` is
+    given the numbers of the B rows that go on, and returns True for each token that must not come next in
+    them, (V,) or (B, V). Wrong arguments raise UserError at the call; the iterator raises DivergedError
+    where the model's logits are not numbers.
     """
     model = unwrap(model)  # the GPT inside DistributedDataParallel or torch.compile
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     check_prompts(model, prompts)
     if sampling.no_repeat_token is not None:
         whole_number("no_repeat_token", sampling.no_repeat_token, model.config.vocab_size)
+    if not (logits_hook is None or callable(logits_hook)):
+        raise UserError(f"logits_hook is a {type(logits_hook).__name__}, but must be a function")
+    return _generate(model, prompts, sampling, max_new_tokens, is_end, forbidden, logits_hook, use_cache)
 
+
+@torch.inference_mode()
+def _generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    is_end: Callable[[int, int], bool],
+    forbidden: Callable[[Sequence[int]], Tensor] | None,
+    logits_hook: LogitsHook | None,
+    use_cache: bool,
+) -> Iterator[tuple[int, int, Tensor]]:
     rows = {number: list(prompt) for number, prompt in enumerate(prompts)}  # those that have not ended
     generators = row_generators(prompts, sampling.seed)
     # Room for the longest text, or for a full context if that is shorter.
     capacity = min(max(map(len, prompts), default=0) + max_new_tokens, model.config.context_length)
     cache = KVCache(model, len(rows), capacity) if use_cache else None
     modules = list(model.modules())
+    seen = None
+    if sampling.repetition_penalty != 1.0:  # kept up to date, so that its cost does not grow with the text
+        device = model.position_embedding.weight.device
+        seen = seen_tokens(prompts, model.config.vocab_size).to(device)
     for _ in range(max_new_tokens):
         if not rows:
             return
@@ -171,10 +193,15 @@ def generate_tokens(
         with eval_mode(modules):
             hidden = last_hidden_states(model, windows, cache)  # (B, C)
             logits = model.lm_head(hidden).float()  # (B, V)
-        if not logits.sum().isfinite():  # one NaN or infinity makes the sum one
-            raise UserError("the model gives no finite logits: its training diverged or it is damaged")
+        # One NaN or infinity makes the largest one too; -inf, from a head that bans tokens, does not.
+        if not logits.amax(dim=-1).isfinite().all():
+            raise DivergedError("the model gives no finite logits: its training diverged or it is damaged")
+        # Choose: the user's hook first, then what no text may have, then by the sampling options.
+        scores = logits if logits_hook is None else call_hook(logits_hook, logits, texts)
+        if forbidden is not None:
+            scores = scores.masked_fill(forbidden(list(rows)), -math.inf)
         uniforms = [generators[number].random() for number in rows]
-        chosen = sampling.choose(logits, texts, uniforms, logits_hook).tolist()  # B ids
+        chosen = sampling.choose(scores, texts, uniforms, seen).tolist()  # B ids
         # Append each row's token, and hand it to the caller at once.
         ended = set()
         for number, token, row_logits in zip(rows, chosen, logits, strict=True):
@@ -182,8 +209,11 @@ def generate_tokens(
             if is_end(number, token):
                 ended.add(number)
             yield number, token, row_logits
+        if seen is not None:
+            seen[range(len(chosen)), chosen] = True
         # Rows that have ended leave the batch, and the cache.
         if ended:
-            if cache is not None:
-                cache = cache.select([i for i, number in enumerate(rows) if number not in ended])
+            kept = [i for i, number in enumerate(rows) if number not in ended]
+            cache = None if cache is None else cache.select(kept)
+            seen = None if seen is None else seen[kept]
             rows = {number: row for number, row in rows.items() if number not in ended}

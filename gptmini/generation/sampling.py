@@ -27,7 +27,9 @@ class SamplingOptions(Section):
     temperature: float = Field(
         1.0, ge=0.0, le=100.0, description="Divides the logits: lower is safer, 0 takes the likeliest token."
     )
-    top_k: int | None = Field(None, ge=1, description="Choose among the k likeliest tokens.")
+    top_k: int | None = Field(
+        None, ge=0, description="Choose among the k likeliest tokens; 0 or null: among all."
+    )
     top_p: float | None = Field(
         None, gt=0.0, le=1.0, description="Choose among the likeliest tokens that reach this probability."
     )
@@ -55,16 +57,22 @@ class Sampling(SamplingOptions):
         """Whether the likeliest token is taken: at 0, and where dividing by it would overflow."""
         return self.temperature < 1e-5
 
-    def filter(self, logits: "Tensor", rows: Sequence[Sequence[int]]) -> "Tensor":
-        """The logits (B, V) that are left to sample from; `rows` are the B texts so far, in token ids."""
+    def filter(
+        self, logits: "Tensor", rows: Sequence[Sequence[int]], seen: "Tensor | None" = None
+    ) -> "Tensor":
+        """The logits (B, V) that are left to sample from; `rows` are the B texts so far, in token ids.
+
+        `seen` is `seen_tokens` of them, where the caller has it.
+        """
         if self.no_repeat_token is not None:
             logits = forbid_repeat(logits, rows, self.no_repeat_token)
         if self.repetition_penalty != 1.0:
-            logits = penalize_repetition(logits, rows, self.repetition_penalty)
+            seen = seen_tokens(rows, logits.shape[-1]) if seen is None else seen
+            logits = penalize_repetition(logits, seen.to(logits.device), self.repetition_penalty)
         if self.greedy:
             return logits  # the options below never mask out the likeliest token
         logits = logits / self.temperature
-        if self.top_k is not None:
+        if self.top_k:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1.0:
             logits = keep_top_p(logits, self.top_p)
@@ -77,19 +85,35 @@ class Sampling(SamplingOptions):
         logits: "Tensor",
         rows: Sequence[Sequence[int]],
         uniforms: Sequence[float],
-        hook: LogitsHook | None = None,
+        seen: "Tensor | None" = None,
     ) -> "Tensor":
         """Token ids (B,) for logits (B, V); row b is decided by uniforms[b], in [0, 1)."""
-        if hook is not None:
-            given = hook(logits.clone(), [list(row) for row in rows])  # copies: a hook may change them
-            if not (hasattr(given, "masked_fill") and given.shape == logits.shape):
-                found = f"{type(given).__name__} {tuple(getattr(given, 'shape', ()))}"
-                raise UserError(f"logits_hook must return a tensor {tuple(logits.shape)}, not {found}")
-            logits = given
-        logits = self.filter(logits, rows)
-        if hook is not None and not logits.amax(dim=-1).isfinite().all():
-            raise UserError("logits_hook left no token to sample, or gave NaN: each row needs a finite logit")
+        logits = self.filter(logits, rows, seen)
+        if not logits.amax(dim=-1).isfinite().all():
+            raise UserError(
+                "no token is left to sample: a logits_hook, or an output layer, gave NaN or bans every token "
+                "that may come next"
+            )
         return logits.argmax(dim=-1) if self.greedy else sample(logits, uniforms)
+
+
+def call_hook(hook: LogitsHook, logits: "Tensor", rows: Sequence[Sequence[int]]) -> "Tensor":
+    """What the hook makes of the logits (B, V); UserError where that is no tensor of their shape."""
+    given = hook(logits.clone(), [list(row) for row in rows])  # copies: a hook may change them
+    if not (hasattr(given, "masked_fill") and given.shape == logits.shape):
+        found = f"{type(given).__name__} {tuple(getattr(given, 'shape', ()))}"
+        raise UserError(f"logits_hook must return a tensor {tuple(logits.shape)}, not {found}")
+    return given
+
+
+def seen_tokens(rows: Sequence[Sequence[int]], vocab_size: int) -> "Tensor":
+    """Which tokens each row holds, bool (B, V)."""
+    import torch
+
+    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool)
+    for row, tokens in zip(seen, rows, strict=True):
+        row[list(tokens)] = True
+    return seen
 
 
 def row_generators(rows: Sequence[Sequence[int]], seed: int | None) -> list[random.Random]:
@@ -120,19 +144,15 @@ def forbid_repeat(logits: "Tensor", rows: Sequence[Sequence[int]], token: int) -
     return logits
 
 
-def penalize_repetition(logits: "Tensor", rows: Sequence[Sequence[int]], penalty: float) -> "Tensor":
+def penalize_repetition(logits: "Tensor", seen: "Tensor", penalty: float) -> "Tensor":
     """Divide the positive and multiply the negative logits of every token already in a row (CTRL, 4.1).
 
     >>> import torch
-    >>> penalize_repetition(torch.tensor([[2.0, 2.0, -2.0]]), [[0, 2]], 2.0)
+    >>> penalize_repetition(torch.tensor([[2.0, 2.0, -2.0]]), torch.tensor([[True, False, True]]), 2.0)
     tensor([[ 1.,  2., -4.]])
     """
-    logits = logits.clone()
-    for scores, row in zip(logits, rows, strict=True):
-        seen = sorted(set(row))
-        old = scores[seen]
-        scores[seen] = (old / penalty).where(old > 0, old * penalty)
-    return logits
+    penalized = (logits / penalty).where(logits > 0, logits * penalty)
+    return penalized.where(seen, logits)
 
 
 def keep_top_k(logits: "Tensor", k: int) -> "Tensor":

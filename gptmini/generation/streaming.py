@@ -12,6 +12,7 @@ from gptmini.errors import UserError
 from gptmini.generation.generate import generate_tokens
 from gptmini.generation.prompts import whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling
+from gptmini.generation.text_mask import forbidden_tokens
 from gptmini.model import GPT
 
 MAX_BATCH = 16  # samples generated together: more gain little speed and need more memory
@@ -27,24 +28,44 @@ def generate_text(
     seed: int | None = None,
     stop: Sequence[str] = (),
     truncate_prompt: bool = False,
+    allow_invalid_utf8: bool = False,
     logits_hook: LogitsHook | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
     """Texts that continue `prompt`, one per sample, prompt included; sample k samples with seed + k.
 
     A text ends before its end-of-text token or before the first of the `stop` strings. An empty prompt
-    starts from end of text. With `truncate_prompt`, only the last tokens of a prompt longer than the context
-    are read. `sampling`, `logits_hook` and what raises UserError are as in `generate`.
+    starts where a document starts: from end of text, or if the training text was one document, which has
+    none, from its first token. With `truncate_prompt`, only the last tokens of a prompt longer than the
+    context are read.
+
+    Only tokens are sampled that keep the text UTF-8, and that the tokenizer has; a character that
+    max_new_tokens would cut is left out. `allow_invalid_utf8`, for the bytes of data that is no text, lifts
+    this: bytes that are no character then become U+FFFD. Special tokens other than end of text may be
+    sampled, and stand for no text. `sampling`, `logits_hook` and what raises UserError, at the call, are as
+    in `generate`.
     """
-    ids = encode_prompt(model, tokenizer, prompt, truncate_prompt)
     num_samples = whole_number("num_samples", num_samples)
-    for first in range(0, num_samples, MAX_BATCH):
-        texts = [StreamDecoder(tokenizer, stop) for _ in range(min(MAX_BATCH, num_samples - first))]
-        sampling["seed"] = None if seed is None else seed + first
-        for _ in continue_texts(model, ids, texts, max_new_tokens, logits_hook, **sampling):
-            pass
-        for text in texts:
-            yield prompt + text.flush()
+
+    def batch(first: int) -> Iterator[str]:
+        count = min(MAX_BATCH, max(1, num_samples - first))
+        texts = [StreamDecoder(tokenizer, stop, allow_invalid_utf8) for _ in range(count)]
+        sampling["seed"] = None if seed is None else whole_number("seed", seed) + first
+        steps = continue_texts(model, prompt, texts, max_new_tokens, truncate_prompt, logits_hook, **sampling)
+        return _whole_texts(prompt, texts, steps)
+
+    batch(0)  # wrong arguments raise here, not at the first text
+    return (text for first in range(0, num_samples, MAX_BATCH) for text in batch(first))
+
+
+def _whole_texts(
+    prompt: str, texts: Sequence["StreamDecoder"], steps: Iterator[tuple[int, int, Tensor]]
+) -> Iterator[str]:
+    pieces = [[prompt] for _ in texts]
+    for row, _, _ in steps:
+        pieces[row].append(texts[row].pop())
+    for text, parts in zip(texts, pieces, strict=True):
+        yield "".join([*parts, text.flush()])
 
 
 def stream(
@@ -56,6 +77,7 @@ def stream(
     seed: int | None = None,
     stop: Sequence[str] = (),
     truncate_prompt: bool = False,
+    allow_invalid_utf8: bool = False,
     logits_hook: LogitsHook | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
@@ -63,43 +85,60 @@ def stream(
 
     A piece never ends inside a character, and never holds the beginning of a stop string that follows.
     """
-    ids, text = encode_prompt(model, tokenizer, prompt, truncate_prompt), StreamDecoder(tokenizer, stop)
-    for _ in continue_texts(model, ids, [text], max_new_tokens, logits_hook, seed=seed, **sampling):
+    text = StreamDecoder(tokenizer, stop, allow_invalid_utf8)
+    sampling["seed"] = seed
+    steps = continue_texts(model, prompt, [text], max_new_tokens, truncate_prompt, logits_hook, **sampling)
+    return _pieces(text, steps)
+
+
+def _pieces(text: "StreamDecoder", steps: Iterator[tuple[int, int, Tensor]]) -> Iterator[str]:
+    for _ in steps:
         if piece := text.pop():
             yield piece
     if piece := text.flush():
         yield piece
 
 
-def encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool) -> list[int]:
-    """The prompt's ids, at least one; with `truncate`, at most the last context_length of them."""
-    if not isinstance(tokenizer, Tokenizer):
-        raise UserError(f"generating text needs the model's tokenizer, not {type(tokenizer).__name__}")
+def continue_texts(
+    model: GPT,
+    prompt: str,
+    texts: Sequence["StreamDecoder"],
+    max_new_tokens: int,
+    truncate_prompt: bool = False,
+    logits_hook: LogitsHook | None = None,
+    **sampling: Any,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Continue the prompt once for each of `texts`, adding to them each token that is yielded.
+
+    With `truncate_prompt`, the model reads at most the last context_length tokens of the prompt.
+    """
+    tokenizer, gpt = texts[0].tokenizer, unwrap(model)
+    vocab_size, device = gpt.config.vocab_size, gpt.position_embedding.weight.device
     if not isinstance(prompt, str):
         raise UserError(f"the prompt is a {type(prompt).__name__}, not a str: give one text at a time")
     ids = tokenizer.encode(prompt)
     if not ids:
-        if tokenizer.end_of_text is None:
+        if tokenizer.start_token is None:
             raise UserError("the prompt is empty, and this tokenizer has no end of text: give a prompt")
-        ids = [tokenizer.end_of_text]
-    return ids[-unwrap(model).config.context_length :] if truncate else ids
+        ids = [tokenizer.start_token]
+        for text in texts:  # the first token of a document is part of it
+            text.add(tokenizer.start_token)
+    ids = ids[-gpt.config.context_length :] if truncate_prompt else ids
 
+    # End of text after end of text would be an empty text. (A model may lack it: nanoGPT's of characters.)
+    no_repeat_token = tokenizer.end_of_text if tokenizer.end_of_text in range(vocab_size) else None
 
-def continue_texts(
-    model: GPT,
-    prompt: list[int],
-    texts: Sequence["StreamDecoder"],
-    max_new_tokens: int,
-    logits_hook: LogitsHook | None = None,
-    **sampling: Any,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Continue the prompt once for each of `texts`, adding to them each token that is yielded."""
+    def forbidden(rows: Sequence[int]) -> Tensor:
+        unfinished = [texts[row].unfinished for row in rows]
+        return forbidden_tokens(tokenizer, vocab_size, device, unfinished)
+
     return generate_tokens(
-        model,
-        [prompt] * len(texts),
-        Sampling(no_repeat_token=texts[0].tokenizer.end_of_text, **sampling),
+        gpt,
+        [ids] * len(texts),
+        Sampling(**{"no_repeat_token": no_repeat_token, **sampling}),
         max_new_tokens=max_new_tokens,
         is_end=lambda row, token: texts[row].add(token),
+        forbidden=forbidden,
         logits_hook=logits_hook,
     )
 
@@ -107,19 +146,29 @@ def continue_texts(
 class StreamDecoder:
     """The text of one row: bytes of tokens decoded to characters, and cut where a stop string begins."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), allow_invalid_utf8: bool = False
+    ) -> None:
+        if not isinstance(tokenizer, Tokenizer):
+            raise UserError(f"generating text needs the model's tokenizer, not {type(tokenizer).__name__}")
         stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if not all(isinstance(text, str) and text for text in stop):
             raise UserError(f"stop = {stop}: a stop string must be a text that is not empty")
         self.tokenizer = tokenizer
         self.stop = stop
+        self.allow_invalid_utf8 = allow_invalid_utf8
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of a half character
         self.pending = ""  # decoded, and not popped yet
         self.ended = False
 
+    @property
+    def unfinished(self) -> bytes | None:
+        """The bytes of the character that the text ends within; None where any bytes may follow."""
+        return None if self.allow_invalid_utf8 else self.utf8.getstate()[0]
+
     def add(self, token: int) -> bool:
         """Append a token to the text; returns whether the text ends with it."""
-        if token == self.tokenizer.end_of_text:
+        if self.ended or token == self.tokenizer.end_of_text:
             return True
         self.pending += self.utf8.decode(self.tokenizer.decode_bytes([token]))
         found = [start for stop in self.stop if (start := self.pending.find(stop)) >= 0]
@@ -137,7 +186,8 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """What is left when no more tokens come; bytes of an unfinished character become U+FFFD."""
-        unfinished = "" if self.ended else self.utf8.decode(b"", final=True)
-        piece, self.pending = self.pending + unfinished, ""
+        """What is left when no more tokens come. Bytes of an unfinished character are left out, or with
+        `allow_invalid_utf8` become U+FFFD."""
+        keep = self.allow_invalid_utf8 and not self.ended
+        piece, self.pending = self.pending + (self.utf8.decode(b"", final=True) if keep else ""), ""
         return piece

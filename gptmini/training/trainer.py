@@ -14,7 +14,7 @@ from gptmini.data.batching import WindowSampler, validation_batches
 from gptmini.data.token_files import TokenData
 from gptmini.distributed.context import full_tensor
 from gptmini.distributed.fsdp import checkpoint_activations
-from gptmini.errors import Stopped, UserError
+from gptmini.errors import DivergedError, Stopped
 from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
 from gptmini.training.estimate import micro_batch_size_per_rank
@@ -164,7 +164,7 @@ class Trainer:
         with self.distributed.unsharded(self.model):  # FSDP: each rank gets all weights for a moment
             try:
                 (text,) = generate_text(self.model, self.data.tokenizer, "", max_new_tokens=200, seed=seed)
-            except UserError:  # it can only be that the logits are not finite
+            except DivergedError:
                 raise self.latch.error(step, "logits that are not finite after the update") from None
         metrics.log_sample(step, text)
 

@@ -42,6 +42,7 @@ class Tokenizer(ABC):
     tokens: Sequence[bytes]  # the UTF-8 bytes of each id, none for a special token
     special_tokens: Mapping[str, int]
     end_of_text: int | None  # always the last id; elsewhere, or None, only in tokenizers made by others
+    first_token: int | None = None  # of the training text, where no end of text stands in it
 
     _classes: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by kind
 
@@ -105,6 +106,11 @@ class Tokenizer(ABC):
     def vocab_size(self) -> int:
         """Number of token ids, special tokens included."""
         return len(self.tokens)
+
+    @property
+    def start_token(self) -> int | None:
+        """What a text without a prompt starts from, as documents do: end of text, or `first_token`."""
+        return self.end_of_text if self.first_token is None else self.first_token
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -231,4 +237,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     if file is None:
         return None
     file.check_supported()
-    return Tokenizer._classes[file.kind]._from_file(file)
+    tokenizer = Tokenizer._classes[file.kind]._from_file(file)
+    if file.start_token != tokenizer.end_of_text and file.start_token in range(len(tokenizer)):
+        tokenizer.first_token = file.start_token
+    return tokenizer

@@ -74,10 +74,11 @@ class _ConfigFile(_Json):
 
 
 class TokenizerFile(_Json):
-    """tokenizer.json, with its path and the tokenizer_config.json beside it."""
+    """tokenizer.json, with its path and what the tokenizer_config.json and generation_config.json beside it say."""
 
     path: Path = Path()
     config: _ConfigFile = _ConfigFile()
+    start_token: Any = None  # of texts without a prompt
     added_tokens: list[AddedToken] = []
     normalizer: Component | None = None
     pre_tokenizer: Component | None = None
@@ -169,6 +170,10 @@ def _parts(component: Component | None) -> Iterator[Component]:
             yield from _parts(part)
 
 
+class _GenerationConfigFile(_Json):
+    bos_token_id: Any = None
+
+
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     """What a folder's tokenizer.json holds, or else its vocab.json and merges.txt; None without either.
 
@@ -188,11 +193,14 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
         return None
     beside = folder / "tokenizer_config.json"
     config = _parse(beside, _ConfigFile) if beside.is_file() else _ConfigFile()
+    generation = folder / "generation_config.json"
+    start_token = _parse(generation, _GenerationConfigFile).bos_token_id if generation.is_file() else None
     # with the tokens that only tokenizer_config.json knows
     tokens = {token.content: token for token in file.added_tokens}
     for i, token in config.added_tokens_decoder.items():
         tokens.setdefault(token.content, AddedToken(id=i, **token.model_dump()))
-    return file.model_copy(update={"path": path, "config": config, "added_tokens": list(tokens.values())})
+    beside_it = {"path": path, "config": config, "start_token": start_token}
+    return file.model_copy(update={**beside_it, "added_tokens": list(tokens.values())})
 
 
 _Schema = TypeVar("_Schema")
