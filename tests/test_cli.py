@@ -137,6 +137,21 @@ def test_a_tilde_is_the_home_folder_in_positional_arguments_too(run, capsys, mon
     assert f"{run.parent}/none.pt: no such file" in fails(capsys, "import-nanogpt", "~/none.pt", "~/out")
 
 
+def test_special_tokens_and_bytes_that_are_no_text_are_on_request(capsys, tmp_path):
+    model, tokenizer = gptmini.GPT(gptmini.GPTConfig(vocab_size=257)), gptmini.Tokenizer.train("", "bytes")
+    gptmini.save(tmp_path / "model", model, tokenizer)
+    prompt = "<|endoftext|>To be"
+    options = {"max_new_tokens": 30, "temperature": 50, "seed": 2}
+    flags = ["--prompt", prompt, "--max-new-tokens", "30", "--temperature", "50", "--seed", "2"]
+    texts = set()
+    for keyword in ("parse_special", "allow_invalid_utf8"):
+        (expected,) = gptmini.generate_text(model, tokenizer, prompt, **options, **{keyword: True})
+        assert main(["generate", str(tmp_path / "model"), *flags, f"--{keyword.replace('_', '-')}"]) == 0
+        assert capsys.readouterr().out == expected + "\n"
+        texts.add(expected)
+    assert len(texts) == 2
+
+
 def test_several_samples_are_separated(run, capsys):
     main(["generate", str(run), "--prompt", "be", "--num-samples", "3", "--max-new-tokens", "5"])
     assert capsys.readouterr().out.count("-" * 80) == 3

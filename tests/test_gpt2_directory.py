@@ -54,6 +54,21 @@ def test_a_saved_model_loads_here_and_in_transformers(model, tmp_path):
     ] == TOKENIZER.encode("To be")
 
 
+@pytest.mark.parametrize(
+    ("bos", "start"),
+    [(98, 98), (256, 256), (50256, 256), (None, 256), (-1, 256), ([98], 256), (True, 256), ("a", 256)],
+)
+def test_the_token_that_texts_start_from_is_read_where_transformers_reads_it(model, tmp_path, bos, start):
+    tokenizer = Tokenizer.train("", "bytes")
+    tokenizer.first_token = 98
+    save(tmp_path / "model", model, tokenizer)
+    twin = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert twin.generate(max_new_tokens=3, do_sample=False)[0, 0] == 98
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps({"bos_token_id": bos}), encoding="utf-8")
+    assert load_model(tmp_path / "model")[1].start_token == start
+
+
 def test_a_path_may_be_text_and_begin_with_the_home_folder(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -43,6 +43,22 @@ def test_one_plain_file_is_split_at_the_exact_fraction(tmp_path):
     assert (data.meta.train_bytes, data.meta.val_bytes) == (90, 10)
 
 
+@pytest.mark.parametrize(
+    ("texts", "val_fraction", "first"),
+    [
+        ([b"one document " * 9], 0.1, "o"),
+        ([b"two " * 9, b"documents " * 9, b"to train on " * 9], 0.1, None),
+        ([b"one " * 9, b"and one for validation " * 9], 0.8, "o"),
+        ([b"", b"document " * 9, b""], 0.1, "d"),  # empty ones are left out
+    ],
+)
+def test_texts_start_from_the_first_token_where_no_end_of_text_is_trained_on(texts, val_fraction, first):
+    data = prepare_corpus(corpus_of(*texts), val_fraction, BYTES, 4, quiet=True)
+    end = data.tokenizer.end_of_text
+    assert (end in data.train[:]) == (first is None)
+    assert data.tokenizer.start_token == (end if first is None else ord(first))
+
+
 def test_the_split_never_cuts_a_character(tmp_path):
     data = prepared(tmp_path, "é" * 51, val_fraction=0.1)
     assert bytes(data.train[:].tolist()).decode() + bytes(data.val[:].tolist()).decode() == "é" * 51

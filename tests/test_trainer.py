@@ -15,6 +15,7 @@ import torch
 import gptmini
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, dump_config
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DivergedError, InUseError, Stopped, UserError
 from gptmini.training import trainer as trainer_module
 from gptmini.training.initialize import build_model_and_data
@@ -411,6 +412,35 @@ def test_an_out_dir_that_cannot_be_made_is_a_user_error(make_config, tmp_path):
 def test_resuming_where_nothing_was_saved_starts_and_says_so(make_config, capsys):
     train(make_config(), resume=True)
     assert "no checkpoint to resume in" in capsys.readouterr().out
+
+
+def test_samples_of_one_document_start_where_it_starts_in_the_run_and_from_the_checkpoint(
+    make_config, corpus
+):
+    config = make_config(train={"sample_interval": 6})
+    train(config, quiet=True)
+    first = corpus.read_text(encoding="utf-8")[0]
+    run_folder = Path(config.train.out_dir)
+    (line,) = (run_folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["text"].startswith(first)
+    corpus.unlink()
+    model, tokenizer = gptmini.load(run_folder, device="cpu")
+    assert tokenizer.decode([tokenizer.start_token]) == first
+    for text in gptmini.generate_text(model, tokenizer, "", max_new_tokens=5, num_samples=5, seed=0):
+        assert text.startswith(first)
+
+
+def test_a_run_whose_tokenizer_has_no_end_of_text_prints_samples(make_config, corpus, tmp_path):
+    file = json.loads(Tokenizer.train(corpus, vocab_size=280).files()["tokenizer.json"])
+    del file["added_tokens"]
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    folder = {"kind": "bpe", "folder": str(tmp_path / "tokenizer")}
+    config = make_config(tokenizer=folder, train={"sample_interval": 3})
+    assert train(config, quiet=True).step == 6
+    lines = (Path(config.train.out_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    starts = [json.loads(line)["text"][0] for line in lines]
+    assert starts == 2 * [corpus.read_text(encoding="utf-8")[0]]
 
 
 def test_a_sample_of_a_model_that_has_diverged_is_that(make_config):

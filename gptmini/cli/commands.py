@@ -159,6 +159,9 @@ class GenerateOptions(LoadOptions, SamplingOptions):
         None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same text.")
+    parse_special: bool = Field(
+        False, description="Names of special tokens in the prompt, such as <|endoftext|>, are those tokens."
+    )
     allow_invalid_utf8: bool = Field(
         False, description="For data that is no text: also write bytes that are no character, as U+FFFD."
     )
@@ -178,7 +181,7 @@ def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any
     model, tokenizer = load(Path(args[0]).absolute(), options.device, precision)
     if tokenizer is None:
         raise UserError(f"{args[0]}: holds no tokenizer, so there are no texts to read or write with it")
-    own = {"max_new_tokens", "stop", "seed", "allow_invalid_utf8"}
+    own = {"max_new_tokens", "stop", "seed", "parse_special", "allow_invalid_utf8"}
     keywords = options.model_dump(include=own | SamplingOptions.model_fields.keys())
     if options.interactive:
         Session(model, tokenizer, prompt, **keywords).run()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.sampling import SamplingOptions
-from gptmini.generation.streaming import StreamDecoder, continue_texts
+from gptmini.generation.streaming import StreamDecoder, continue_texts, encode_prompt
 from gptmini.model import GPT
 from gptmini.schema import format_value, validate
 from gptmini.yaml_io import parse_yaml
@@ -41,6 +41,7 @@ class Session:
         max_new_tokens: int,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        parse_special: bool = False,
         allow_invalid_utf8: bool = False,
         write: Callable[[str], object] = lambda text: print(text, end="", flush=True),
         **sampling: float | None,
@@ -48,7 +49,7 @@ class Session:
         """`text` is what to begin with. Continuation n samples with seed + n, from 0."""
         self.model, self.tokenizer, self.text = model, tokenizer, text
         self.max_new_tokens, self.seed, self.stop = max_new_tokens, seed, stop
-        self.allow_invalid_utf8 = allow_invalid_utf8
+        self.parse_special, self.allow_invalid_utf8 = parse_special, allow_invalid_utf8
         self.options = validate(SamplingOptions, sampling, "sampling")
         self.write = write
         self.keep = True
@@ -86,13 +87,14 @@ class Session:
 
     def continue_text(self) -> None:
         """Generate until the text ends by itself or by Ctrl-C."""
-        text = StreamDecoder(self.tokenizer, self.stop, self.allow_invalid_utf8)
+        ids = encode_prompt(self.model, self.tokenizer, self.text, True, self.parse_special)
+        text = StreamDecoder(self.tokenizer, self.stop, self.allow_invalid_utf8, () if self.text else ids)
         seed = None if self.seed is None else self.seed + self.continuations
         options = {"seed": seed, **self.options.model_dump()}
         self.continuations += 1
         count, started = 0, time.perf_counter()
         try:
-            for _ in continue_texts(self.model, self.text, [text], self.max_new_tokens, True, **options):
+            for _ in continue_texts(self.model, ids, [text], self.max_new_tokens, **options):
                 count += 1
                 self.echo(text.pop())
         finally:  # Ctrl-C too: what was shown is part of the text
@@ -100,7 +102,7 @@ class Session:
             self.write("\n")
             if self.show_speed:
                 seconds = time.perf_counter() - started
-                self.write(f"[{count} tokens, {count / seconds:.1f} tokens/s]\n")
+                self.write(f"[{count} tokens after {len(ids)}, {count / seconds:.1f} tokens/s]\n")
 
     def echo(self, piece: str) -> None:
         """Append a piece to the text and write it to the screen."""

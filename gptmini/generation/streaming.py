@@ -28,6 +28,7 @@ def generate_text(
     seed: int | None = None,
     stop: Sequence[str] = (),
     truncate_prompt: bool = False,
+    parse_special: bool = False,
     allow_invalid_utf8: bool = False,
     logits_hook: LogitsHook | None = None,
     **sampling: Any,
@@ -37,7 +38,8 @@ def generate_text(
     A text ends before its end-of-text token or before the first of the `stop` strings. An empty prompt
     starts where a document starts: from end of text, or if the training text was one document, which has
     none, from its first token. With `truncate_prompt`, only the last tokens of a prompt longer than the
-    context are read.
+    context are read. With `parse_special`, names of special tokens in it, such as <|endoftext|>, are those
+    tokens and not plain text.
 
     Only tokens are sampled that keep the text UTF-8, and that the tokenizer has; a character that
     max_new_tokens would cut is left out. `allow_invalid_utf8`, for the bytes of data that is no text, lifts
@@ -45,13 +47,15 @@ def generate_text(
     sampled, and stand for no text. `sampling`, `logits_hook` and what raises UserError, at the call, are as
     in `generate`.
     """
+    ids = encode_prompt(model, tokenizer, prompt, truncate_prompt, parse_special)
     num_samples = whole_number("num_samples", num_samples)
 
     def batch(first: int) -> Iterator[str]:
         count = min(MAX_BATCH, max(1, num_samples - first))
-        texts = [StreamDecoder(tokenizer, stop, allow_invalid_utf8) for _ in range(count)]
+        start = () if prompt else ids
+        texts = [StreamDecoder(tokenizer, stop, allow_invalid_utf8, start) for _ in range(count)]
         sampling["seed"] = None if seed is None else whole_number("seed", seed) + first
-        steps = continue_texts(model, prompt, texts, max_new_tokens, truncate_prompt, logits_hook, **sampling)
+        steps = continue_texts(model, ids, texts, max_new_tokens, logits_hook, **sampling)
         return _whole_texts(prompt, texts, steps)
 
     batch(0)  # wrong arguments raise here, not at the first text
@@ -77,6 +81,7 @@ def stream(
     seed: int | None = None,
     stop: Sequence[str] = (),
     truncate_prompt: bool = False,
+    parse_special: bool = False,
     allow_invalid_utf8: bool = False,
     logits_hook: LogitsHook | None = None,
     **sampling: Any,
@@ -85,9 +90,9 @@ def stream(
 
     A piece never ends inside a character, and never holds the beginning of a stop string that follows.
     """
-    text = StreamDecoder(tokenizer, stop, allow_invalid_utf8)
-    sampling["seed"] = seed
-    steps = continue_texts(model, prompt, [text], max_new_tokens, truncate_prompt, logits_hook, **sampling)
+    ids = encode_prompt(model, tokenizer, prompt, truncate_prompt, parse_special)
+    text = StreamDecoder(tokenizer, stop, allow_invalid_utf8, () if prompt else ids)
+    steps = continue_texts(model, ids, [text], max_new_tokens, logits_hook, seed=seed, **sampling)
     return _pieces(text, steps)
 
 
@@ -99,32 +104,34 @@ def _pieces(text: "StreamDecoder", steps: Iterator[tuple[int, int, Tensor]]) -> 
         yield piece
 
 
-def continue_texts(
-    model: GPT,
-    prompt: str,
-    texts: Sequence["StreamDecoder"],
-    max_new_tokens: int,
-    truncate_prompt: bool = False,
-    logits_hook: LogitsHook | None = None,
-    **sampling: Any,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Continue the prompt once for each of `texts`, adding to them each token that is yielded.
-
-    With `truncate_prompt`, the model reads at most the last context_length tokens of the prompt.
-    """
-    tokenizer, gpt = texts[0].tokenizer, unwrap(model)
-    vocab_size, device = gpt.config.vocab_size, gpt.position_embedding.weight.device
+def encode_prompt(
+    model: GPT, tokenizer: Tokenizer, prompt: str, truncate: bool, parse_special: bool = False
+) -> list[int]:
+    """The prompt's ids, or the one that an empty prompt starts from; with `truncate`, at most the last
+    context_length of them."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"generating text needs the model's tokenizer, not {type(tokenizer).__name__}")
     if not isinstance(prompt, str):
         raise UserError(f"the prompt is a {type(prompt).__name__}, not a str: give one text at a time")
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt, parse_special=parse_special)
     if not ids:
         if tokenizer.start_token is None:
             raise UserError("the prompt is empty, and this tokenizer has no end of text: give a prompt")
         ids = [tokenizer.start_token]
-        for text in texts:  # the first token of a document is part of it
-            text.add(tokenizer.start_token)
-    ids = ids[-gpt.config.context_length :] if truncate_prompt else ids
+    return ids[-unwrap(model).config.context_length :] if truncate else ids
 
+
+def continue_texts(
+    model: GPT,
+    prompt: list[int],
+    texts: Sequence["StreamDecoder"],
+    max_new_tokens: int,
+    logits_hook: LogitsHook | None = None,
+    **sampling: Any,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Continue the prompt once for each of `texts`, adding to them each token that is yielded."""
+    model, tokenizer = unwrap(model), texts[0].tokenizer
+    vocab_size, device = model.config.vocab_size, model.position_embedding.weight.device
     # End of text after end of text would be an empty text. (A model may lack it: nanoGPT's of characters.)
     no_repeat_token = tokenizer.end_of_text if tokenizer.end_of_text in range(vocab_size) else None
 
@@ -133,8 +140,8 @@ def continue_texts(
         return forbidden_tokens(tokenizer, vocab_size, device, unfinished)
 
     return generate_tokens(
-        gpt,
-        [ids] * len(texts),
+        model,
+        [prompt] * len(texts),
         Sampling(**{"no_repeat_token": no_repeat_token, **sampling}),
         max_new_tokens=max_new_tokens,
         is_end=lambda row, token: texts[row].add(token),
@@ -147,10 +154,13 @@ class StreamDecoder:
     """The text of one row: bytes of tokens decoded to characters, and cut where a stop string begins."""
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), allow_invalid_utf8: bool = False
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        allow_invalid_utf8: bool = False,
+        start: Sequence[int] = (),
     ) -> None:
-        if not isinstance(tokenizer, Tokenizer):
-            raise UserError(f"generating text needs the model's tokenizer, not {type(tokenizer).__name__}")
+        """`start` are ids that the text begins with: none where it continues a prompt."""
         stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         if not all(isinstance(text, str) and text for text in stop):
             raise UserError(f"stop = {stop}: a stop string must be a text that is not empty")
@@ -160,6 +170,8 @@ class StreamDecoder:
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of a half character
         self.pending = ""  # decoded, and not popped yet
         self.ended = False
+        for token in start:
+            self.add(token)
 
     @property
     def unfinished(self) -> bytes | None:

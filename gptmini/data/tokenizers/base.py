@@ -238,6 +238,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         return None
     file.check_supported()
     tokenizer = Tokenizer._classes[file.kind]._from_file(file)
-    if file.start_token != tokenizer.end_of_text and file.start_token in range(len(tokenizer)):
-        tokenizer.first_token = file.start_token
+    start = file.start_token
+    if type(start) is int and start in range(len(tokenizer)) and start != tokenizer.end_of_text:
+        tokenizer.first_token = start
     return tokenizer

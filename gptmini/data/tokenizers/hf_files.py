@@ -74,11 +74,12 @@ class _ConfigFile(_Json):
 
 
 class TokenizerFile(_Json):
-    """tokenizer.json, with its path and what the tokenizer_config.json and generation_config.json beside it say."""
+    """tokenizer.json, with its path and what two files beside it say: tokenizer_config.json and, about texts
+    without a prompt, generation_config.json."""
 
     path: Path = Path()
     config: _ConfigFile = _ConfigFile()
-    start_token: Any = None  # of texts without a prompt
+    start_token: Any = None
     added_tokens: list[AddedToken] = []
     normalizer: Component | None = None
     pre_tokenizer: Component | None = None
