@@ -439,7 +439,7 @@ MISTAKES = {
     "generate x --temperature -1": "--temperature = -1: needs a number of at least 0",
     "generate x --temperature nan": "--temperature",
     "generate x --top-p 0": "--top-p = 0: needs a number above 0",
-    "generate x --top-k 0": "--top-k = 0: needs a whole number of at least 1",
+    "generate x --top-k -1": "--top-k = -1: needs a whole number of at least 0",
     "generate x --max-new-tokens -1": "--max-new-tokens = -1: needs a whole number of at least 0",
     "export": "takes CHECKPOINT; given: nothing",
     "export x --dtype int4": "--dtype = 'int4': needs float32, float16 or q8_0",
