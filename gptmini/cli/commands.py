@@ -58,16 +58,10 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
                 raise UserError(
                     "several processes need a CONFIG.yaml, and no --minutes: each would choose its own sizes"
                 )
-            from gptmini.planning.autoconfig import choose_config, extend_config
+            from gptmini.planning.autoconfig import choose_config
 
-            if minutes is None or given is None:
-                config = choose_config(
-                    overrides, minutes, resume=flags.resume, quiet=flags.quiet, started=started
-                )
-            else:
-                config = extend_config(
-                    path, overrides, minutes, keep_intervals=True, quiet=flags.quiet, started=started
-                )
+            keywords: dict[str, Any] = {"resume": flags.resume, "quiet": flags.quiet, "started": started}
+            config = choose_config(path, overrides, minutes, **keywords)
         from gptmini.training.run import train
 
         train(config, resume=flags.resume, quiet=flags.quiet)

@@ -12,27 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, GPTConfig, dump_config, load_config
 from gptmini.data.corpus import open_corpus
-from gptmini.data.token_files import Meta, TokenData
-from gptmini.data.tokenizers import CharTokenizer
 from gptmini.errors import UserError
-from gptmini.model import GPT
+from gptmini.planning.throughput import EVALUATIONS, SAMPLES, dry_run, measure_throughput
 from gptmini.training.estimate import estimate
 from gptmini.training.initialize import build_model_and_data
-from gptmini.training.metrics import Metrics
-from gptmini.training.optim import learning_rate_factor, set_learning_rate
 from gptmini.training.resume import refuse_used_folder
 from gptmini.training.runtime import Runtime, start_runtime
-from gptmini.training.signals import temporary_folder
-from gptmini.training.trainer import Trainer
 
 MINUTES = 5.0
-EVALUATIONS, SAMPLES = 10, 5  # per run
 MEMORY_FRACTION = 0.4  # of the device's memory, for activations and logits
 BYTES_PER_TOKEN = 3  # roughly, of BPE at these vocabulary sizes
 
@@ -65,15 +57,23 @@ PARAMETERS_PER_TEXT_TOKEN = 32  # a larger model memorizes the text, even with d
 
 
 def choose_config(
-    overrides: dict[str, Any], minutes: float | None, *, resume: bool, quiet: bool, started: float
+    path: str | None,
+    overrides: dict[str, Any],
+    minutes: float | None,
+    *,
+    resume: bool,
+    quiet: bool,
+    started: float,
 ) -> Config:
     """The config of `gptmini train` without a CONFIG.yaml; the dotted keys in `overrides` are not chosen.
 
     The run is to end `minutes` (None: MINUTES) after `started`, a reading of time.monotonic. With `resume`,
-    the run's saved config is used, and with both it gets as many steps more as fit. Raises UserError for a
-    corpus or an override that cannot be used.
+    the run's saved config is used; with both, it or the file at `path` gets as many steps more as fit. Raises
+    UserError for a corpus or an override that cannot be used.
     """
-    given = load_config(None, overrides)
+    given = load_config(path, overrides)
+    if minutes is not None and (path is not None or given.train.init_from is not None):
+        return extend_config(path, overrides, minutes, keep_intervals=True, quiet=quiet, started=started)
     chosen: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus)}
     run_folder = Path((chosen | overrides)["train.out_dir"])
     store = CheckpointStore(run_folder, keep=1)
@@ -228,56 +228,12 @@ def choose_steps(max_steps: int) -> dict[str, Any]:
     }
 
 
-def dry_run(
-    config: Config, runtime: Runtime, model: GPT, data: TokenData, seconds: float
-) -> tuple[float, float]:
-    """Seconds per training step, and seconds of all evaluations, checkpoints and samples of a run."""
-    with temporary_folder() as folder:
-        store = CheckpointStore(folder, keep=1)
-        trainer = Trainer(config, runtime, model, data, store)
-        step_seconds = _time_steps(trainer, min(20.0, max(1.0, 0.03 * seconds)))
-        with Metrics(folder, 0, 1, trainer.tokens_per_step, quiet=True) as metrics:
-            begun = time.monotonic()
-            trainer.evaluate(metrics)
-            trainer.save(metrics)
-            evaluated = time.monotonic()
-            trainer.sample(metrics)
-            sampled = time.monotonic()
-    return step_seconds, EVALUATIONS * (evaluated - begun) + SAMPLES * (sampled - evaluated)
-
-
 def _tokens_per_second(size: Size, runtime: Runtime) -> float:
     """Training throughput of a model of this size, with batches of about 4096 tokens."""
     values: dict[str, Any] = {f"model.{key}": value for key, value in size._asdict().items()}
     values |= {"model.attention": _attention(size, runtime), "optim.optimizer": "muon"}
     values |= {"train.batch_size": max(4, 4096 // size.context_length)}
     return measure_throughput(load_config(None, values), 256, runtime, 0.3)
-
-
-def measure_throughput(config: Config, vocab_size: int, runtime: Runtime, seconds: float) -> float:
-    """Training throughput in tokens per second on random tokens, over `seconds` and at least three steps."""
-    tokenizer = CharTokenizer([chr(0x10000 + i) for i in range(vocab_size)])  # any distinct characters
-    length = max(100_000, 2 * config.model.context_length)
-    noise = np.random.default_rng(0).integers(vocab_size, size=length, dtype=np.uint32)
-    unused: dict[str, Any] = {}  # a training step reads no metadata
-    data = TokenData(noise, noise, tokenizer, Meta.model_construct(**unused))
-    model = GPT(GPTConfig(vocab_size=vocab_size, **config.model.model_dump()))
-    trainer = Trainer(config, runtime, model, data, CheckpointStore(Path(), keep=1))
-    return trainer.tokens_per_step / _time_steps(trainer, seconds)
-
-
-def _time_steps(trainer: Trainer, seconds: float) -> float:
-    """Mean seconds per training step, over `seconds` and at least three steps after two of warm-up."""
-    took: list[float] = []
-    while len(took) < 5 or sum(took[2:]) < seconds:
-        trainer.progress.next_step(trainer.tokens_per_step)
-        step, max_steps = trainer.progress.step, trainer.config.train.max_steps
-        factor = learning_rate_factor(trainer.config.optim, step, max_steps)
-        set_learning_rate(trainer.optimizers, factor)
-        began = time.perf_counter()
-        float(trainer.train_step().loss)  # reading the loss waits for the GPU
-        took.append(time.perf_counter() - began)
-    return sum(took[2:]) / len(took[2:])
 
 
 def _attention(size: Size, runtime: Runtime) -> str:

@@ -54,7 +54,7 @@ def describe(
 
 def _measure(config: Config, vocab_size: int, micro_batch_size: int, tokens: int) -> Iterator[str]:
     """Throughput, hours and peak memory of a few steps of at most two micro batches."""
-    from gptmini.planning.autoconfig import measure_throughput
+    from gptmini.planning.throughput import measure_throughput
     from gptmini.training.runtime import peak_memory_bytes, start_runtime
 
     runtime = start_runtime(config.runtime)
