@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,43 @@ def test_an_error_of_the_machine_never_removes_prepared_tokens(code, monkeypatch
         assert (result.errno, type(result) is DamagedError) == (code, False)
         assert {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*")} == files
     assert (result, n > 10) == (first, True)
+
+
+def test_a_full_disk_leaves_nothing_half_and_names_the_folder(monkeypatch):
+    def prepare_again():
+        return prepare_corpus(corpus_of(b"some text " * 3000), 0.1, BPE, 4, quiet=True)
+
+    real, calls = os.write, 0
+
+    def failing_at(n, file, data):
+        nonlocal calls
+        calls += stat.S_ISREG(os.fstat(file).st_mode)  # no pipe
+        if calls == n:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, data)
+
+    for n in itertools.count(1):
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", partial(failing_at, n))
+            result = outcome(prepare_again)
+        if calls < n:
+            break
+        assert str(result.filename).startswith(str(cache_folder()))
+        assert result.strerror.startswith("No space left on device: set GPTMINI_CACHE_DIR to a folder")
+        assert {path.name for path in cache_folder().glob("*/*/*")} <= {"lock", "tokenizer"}
+    assert n > 5
+    assert prepare_again().train[:].tolist() == result.train[:].tolist()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_can_be_no_folder_is_named(place, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("GPTMINI_CACHE_DIR", str(tmp_path / place))
+    result = outcome(lambda: prepare_corpus(corpus_of(b"some text " * 50), 0.1, BYTES, 4, quiet=True))
+    assert f"{result.filename}: {result.strerror}".startswith(
+        f"{tmp_path}/file: File exists: set GPTMINI_CACHE_DIR"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs file permissions")

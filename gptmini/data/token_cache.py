@@ -23,7 +23,8 @@ from gptmini.errors import DamagedError, InUseError, UserError
 
 FORMAT_VERSION = 2  # a new format makes new entries and leaves the old ones alone
 
-_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # and no folder:
+_UNUSABLE |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
 def tokens_folder(corpus_digest: str, train_bytes: int, tokenizer: Tokenizer) -> Path:
@@ -95,7 +96,7 @@ def _errors_name_cache() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNUSABLE or not str(error.filename).startswith(str(cache_folder())):
+        if error.errno not in _UNUSABLE or error.filename is None:
             raise
         advice = "set GPTMINI_CACHE_DIR to a folder that can hold prepared text"
         raise OSError(error.errno, f"{error.strerror}: {advice}", error.filename) from None
