@@ -1,12 +1,16 @@
 import ast
+import errno
 import hashlib
+import io
 import json
+import os
 import sys
 import tempfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from test_documents import texts
@@ -14,7 +18,7 @@ from test_documents import texts
 from gptmini.data import datasets, documents
 from gptmini.data.corpus import open_corpus
 from gptmini.data.datasets import NAMED, NamedCorpus, cache_folder, list_named
-from gptmini.data.python_docs import python_docs
+from gptmini.data.python_docs import _docstrings, python_docs
 from gptmini.errors import UserError
 
 
@@ -29,6 +33,21 @@ def test_python_docs_are_the_interpreters_own_and_hold_no_paragraph_twice():
     paragraphs = [" ".join(p.split()) for text in sources.values() for p in text.split("\n\n")]
     paragraphs = [p for p in paragraphs if p]
     assert len(set(paragraphs)) == len(paragraphs)
+
+
+def test_an_error_of_the_machine_leaves_no_module_out(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text(f'"""Module {name}."""')
+    (tmp_path / "dangling.py").symlink_to("nowhere")
+    (tmp_path / "template.py").write_text("{{ no Python }")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert [source for source, _ in _docstrings()] == ["a.py", "b.py"]
+    for module, function in ((io, "open"), (os, "scandir")):
+        with monkeypatch.context() as patch:
+            error = OSError(errno.EMFILE, "Too many open files")
+            patch.setattr(module, function, Mock(side_effect=error))
+            with pytest.raises(OSError, match="Too many open files"):
+                list(_docstrings())
 
 
 def test_python_docs_come_in_an_order_that_their_text_decides():
