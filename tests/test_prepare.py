@@ -28,12 +28,10 @@ def decoded(data, tokens) -> list[bytes]:
     return [data.tokenizer.decode_bytes(part.tolist()) for part in np.split(tokens, ends)]
 
 
-def prepared(tmp_path, text, tokenizer=BYTES, val_fraction=0.1, context_length=4):
+def prepared(tmp_path, text, tokenizer=BYTES, val_fraction=0.1, context_length=4, quiet=True):
     path = tmp_path / "text.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return prepare(
-        DataConfig(corpus=str(path), val_fraction=val_fraction), tokenizer, context_length, quiet=True
-    )
+    return prepare(DataConfig(corpus=str(path), val_fraction=val_fraction), tokenizer, context_length, quiet)
 
 
 def test_one_plain_file_is_split_at_the_exact_fraction(tmp_path):

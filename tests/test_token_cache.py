@@ -25,16 +25,21 @@ from gptmini.data.prepare import prepare, prepare_corpus
 from gptmini.errors import DamagedError, UserError
 
 
-def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_path):
+def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_path, capsys):
     first = prepared(tmp_path, "some text " * 20)
     tokens = first.train[:].tolist()
     (folder,) = (cache_folder() / "tokens").glob("*/tokens")
     before = (folder / "train.bin").stat().st_mtime_ns
     assert prepared(tmp_path, "some text " * 20).digest == first.digest
     assert (folder / "train.bin").stat().st_mtime_ns == before
-    (folder / "train.bin").write_bytes(b"x")
-    reopened = prepared(tmp_path, "some text " * 20)
-    assert reopened.train[:].tolist() == tokens
+    for name, at in (("train.bin", 7), ("val.bin", 3), ("meta.json", 80)):
+        content = bytearray((folder / name).read_bytes())
+        content[at] ^= 16
+        (folder / name).write_bytes(content)
+        reopened = prepared(tmp_path, "some text " * 20, quiet=False)
+        assert reopened.train[:].tolist() == tokens
+        line = capsys.readouterr().err
+        assert re.fullmatch(rf"{folder}/{name}: damaged: .*: {folder} is made again\n", line)
 
 
 def test_a_learned_tokenizer_that_was_changed_is_learned_anew():

@@ -68,7 +68,7 @@ def find_or_make(
                     return open_folder(folder)
                 except DamagedError as error:
                     if not quiet:
-                        print(f"{error}; making it again", file=sys.stderr)
+                        print(f"{error}: {folder} is made again", file=sys.stderr)
                     atomic_io.remove_folder(folder)
             make()
             return open_folder(folder)

@@ -1,8 +1,8 @@
 """The tokens of a corpus on disk: a folder with train.bin, val.bin, meta.json and the tokenizer's files.
 
 A .bin file is the ids one after another, uint16 or uint32 (little-endian), and nothing else; train.sha256 and
-val.sha256 have a digest of each block, and SHA256SUMS the digests of all other files. What is read is
-compared with its digest each time. Nothing here imports torch.
+val.sha256 have a digest of each block, and SHA256SUMS the digests of all other files. All is compared with
+its digest when the folder is opened, and each block again when it is read. Nothing here imports torch.
 """
 
 import itertools
@@ -66,7 +66,7 @@ class TokenStream(Protocol):
 class TokenFile:
     """A .bin file as a stream of ids (N,). Slices are read-only arrays of uint16 or uint32.
 
-    Each slice is read from the file and compared with the digests: DamagedError names the block that differs.
+    Each slice is read from the file and compared with its digests: DamagedError names the block that differs.
     Nothing is mapped into memory, where a file that is cut short would end the process by a signal.
     """
 
@@ -88,7 +88,8 @@ class TokenFile:
         start, stop = start * self._dtype.itemsize, max(start, stop) * self._dtype.itemsize  # in bytes
         # a digest is of a whole block, so all blocks that hold some of the window are read
         first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
-        data = b"".join(self._read_block(i) for i in range(first, last))
+        advice = ": the next command prepares the text again"
+        data = b"".join(self._read_block(i, advice) for i in range(first, last))
         return np.frombuffer(data[start - first * BLOCK_BYTES :][: stop - start], self._dtype)
 
     def verify(self) -> None:
@@ -96,15 +97,15 @@ class TokenFile:
         for i in range(-(-self._tokens * self._dtype.itemsize // BLOCK_BYTES)):
             self._read_block(i)
 
-    def _read_block(self, i: int) -> bytes:
+    def _read_block(self, i: int, advice: str = "") -> bytes:
         try:
             block = _read_at(self._file, BLOCK_BYTES, i * BLOCK_BYTES)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
         if _digest(block) != self._digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]:
             raise DamagedError(
-                f"{self._path}: damaged: block {i:,}, from byte {i * BLOCK_BYTES:,} on, is not what was "
-                f"written: remove {self._path.parent}, and the next command prepares the text again"
+                f"{self._path}: damaged: block {i:,}, from byte {i * BLOCK_BYTES:,} on, "
+                f"is not what was written{advice}"
             )
         return block
 
@@ -137,7 +138,7 @@ class TokenData:
 
 
 def open_token_files(folder: Path) -> TokenData:
-    """The token files in a folder, all checked but the blocks, which are when they are read.
+    """The token files in a folder, compared with their digests.
 
     Raises DamagedError where files are missing or not what was written, another OSError where reading fails.
     """
@@ -147,13 +148,15 @@ def open_token_files(folder: Path) -> TokenData:
             if written[i : i + 1] != [_sum_of(folder / name)]:
                 raise DamagedError(f"{folder / name}: damaged: its sha256 is not that of what was written")
         meta = Meta.model_validate_json((folder / "meta.json").read_bytes())
+        dtype = np.dtype(meta.dtype).newbyteorder("<")
+        train = TokenFile(folder / "train.bin", dtype, meta.train_tokens)
+        val = TokenFile(folder / "val.bin", dtype, meta.val_tokens)
+        for stream in (train, val):
+            stream.verify()
         # ids mean nothing without the tokenizer that made them, so the two are kept together
         tokenizer = load_tokenizer(folder)
         if tokenizer is None or tokenizer.digest != meta.tokenizer_digest:
             raise DamagedError(f"{folder}: holds another tokenizer than meta.json says")
-        dtype = np.dtype(meta.dtype).newbyteorder("<")
-        train = TokenFile(folder / "train.bin", dtype, meta.train_tokens)
-        val = TokenFile(folder / "val.bin", dtype, meta.val_tokens)
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename}: missing") from None
     except ValidationError as error:
