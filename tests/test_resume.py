@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import gptmini
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.cli.main import main
 from gptmini.config import Config, dump_config, load_config
@@ -184,3 +185,51 @@ def test_a_flipped_byte_of_config_yaml_that_decides_bits_is_named(capsys):
     assert main(["train", "run/config.yaml", "--resume"]) == 0
     out = capsys.readouterr().out
     assert "not bit for bit, because optim.lr was 0.001 and is now 0.003" in out
+
+
+# ------------------------------------------------------------------------------- what a resume needs
+
+
+def weights_of(run, step=4):
+    return Path(run, f"checkpoints/step-{step:08d}/model.safetensors").read_bytes()
+
+
+def test_a_fine_tune_resumes_without_the_weights_that_it_started_from():
+    train(config_with(train={"out_dir": "source"}), quiet=True)
+    config = config_with(tokenizer={"kind": "bytes"}, train={"init_from": "source"})
+    train(config, quiet=True)
+    finished = weights_of("run")
+    remove_step("run", 4)
+    shutil.rmtree("source")
+    train(load_config("run/config.yaml"), resume=True, quiet=True)
+    assert weights_of("run") == finished
+    with pytest.raises(UserError, match=r"model\.n_layer = 2, but the run was started with 1"):
+        train(config_with(model={"n_layer": 2}, train={"init_from": "source"}), resume=True, quiet=True)
+    with pytest.raises(UserError, match="source: no such folder"):  # as at the start: another tokenizer
+        train(config_with(tokenizer={"kind": "chars"}, train={"init_from": "source"}), resume=True)
+
+
+def test_a_run_resumes_without_the_folder_of_its_tokenizer(monkeypatch):
+    gptmini.Tokenizer.train([Path("text.txt").read_text()], "bpe", vocab_size=270).save("tokenizer")
+    config = config_with(tokenizer={"kind": "bpe", "folder": "tokenizer"})
+    train(config, quiet=True)
+    finished = weights_of("run")
+    remove_step("run", 4)
+    shutil.rmtree("tokenizer")
+    shutil.rmtree(os.environ["GPTMINI_CACHE_DIR"])
+    train(config, resume=True, quiet=True)
+    assert weights_of("run") == finished
+    with pytest.raises(UserError, match="other"):
+        train(config_with(tokenizer={"kind": "bpe", "folder": "other"}), resume=True, quiet=True)
+
+
+def test_a_damaged_tokenizer_of_the_newest_checkpoint_is_taken_from_an_older_one(capsys):
+    train(config_with(train={"out_dir": "source"}), quiet=True)
+    train(config_with(train={"init_from": "source"}), quiet=True)
+    finished = weights_of("run")
+    shutil.rmtree("source")
+    file = Path("run/checkpoints/step-00000004/tokenizer.json")
+    file.write_bytes(file.read_bytes().replace(b'"a"', b'"\xc3\xa9"', 1))
+    train(load_config("run/config.yaml"), resume=True)
+    assert "skipped" in capsys.readouterr().out
+    assert weights_of("run") == finished

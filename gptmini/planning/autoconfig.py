@@ -21,7 +21,7 @@ from gptmini.errors import UserError
 from gptmini.planning.throughput import EVALUATIONS, SAMPLES, dry_run, measure_throughput
 from gptmini.training.estimate import estimate
 from gptmini.training.initialize import build_model_and_data
-from gptmini.training.resume import refuse_used_folder
+from gptmini.training.resume import refuse_used_folder, saved_tokenizer
 from gptmini.training.runtime import Runtime, start_runtime
 
 MINUTES = 5.0
@@ -144,7 +144,7 @@ def extend_config(
             "train.max_steps says how long it takes"
         )
     runtime, reading = start_runtime(config.runtime), time.monotonic()
-    model, data = build_model_and_data(config, runtime, quiet)
+    model, data = build_model_and_data(config, runtime, quiet, saved_tokenizer(store, config))
     reading_seconds = time.monotonic() - reading  # training reads the text once more
     step_seconds, overhead_seconds = dry_run(config, runtime, model, data, 60 * minutes)
     left = 60 * minutes - (time.monotonic() - started) - reading_seconds

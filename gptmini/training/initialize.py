@@ -15,20 +15,23 @@ from gptmini.model import GPT
 from gptmini.training.runtime import DTYPES, Runtime
 
 
-def build_model_and_data(config: Config, runtime: Runtime, quiet: bool) -> tuple[GPT, TokenData]:
+def build_model_and_data(
+    config: Config, runtime: Runtime, quiet: bool, saved_tokenizer: Tokenizer | None = None
+) -> tuple[GPT, TokenData]:
     """The model with its initial weights, and the tokenized corpus; the two share a tokenizer.
 
     With `train.init_from`, weights and tokenizer come from there, a folder or a name on the Hugging Face Hub
     (positions past a shorter `model.context_length` are dropped, and rows of the embedding that no token
-    has); otherwise the weights are random, decided by `train.seed` alone. Raises UserError if the config asks
-    for another shape or tokenizer.
+    has); otherwise the weights are random, decided by `train.seed` alone. With `saved_tokenizer`, that of a
+    checkpoint whose weights are put in later, neither is looked for. Raises UserError if the config asks for
+    another shape or tokenizer.
     """
     init_from, length = config.train.init_from, config.model.context_length
     name = f"train.init_from = {init_from}"  # in messages
-    shape, parameters, tokenizer = None, None, None
+    shape, parameters, tokenizer = None, None, saved_tokenizer
 
     # Refuse weights that do not fit before any text is tokenized.
-    if init_from is not None:
+    if init_from is not None and saved_tokenizer is None:
         with runtime.distributed.local_main_first():
             folder = find_weights(init_from)
         shape, parameters, tokenizer = open_weights(folder)

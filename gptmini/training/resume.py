@@ -1,16 +1,18 @@
 """The run folder: claimed by one process, and resumed from its newest good checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from gptmini.atomic_io import make_folder, set_aside
+from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
 from gptmini.data.token_files import TokenData
+from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.distributed.context import DistributedContext, copy_full_
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
@@ -87,6 +89,29 @@ def _is_of_a_run(config_file: Path) -> bool:
         return config_file.read_bytes() == dump_config(load_config(config_file)).encode()
     except UserError:
         return False
+
+
+def saved_tokenizer(store: CheckpointStore, config: Config) -> Tokenizer | None:
+    """The tokenizer of the run's checkpoints: a resume needs neither init_from's source nor another folder.
+
+    None without a checkpoint, or where the config asks for another tokenizer: that is made as at the start,
+    and `restore` compares the two. So are the characters of kind chars, which the text itself brings.
+    """
+    for step in reversed(store.steps()):
+        with suppress(DamagedError, UserError):  # `restore` names what is wrong with it
+            state = read_json(store.path(step) / "training" / "state.json")
+            tokenizer = load_tokenizer(store.path(step))
+            if tokenizer is None or tokenizer.digest != state.get("tokenizer_digest"):
+                continue
+            if config.train.init_from is None:
+                is_same = (
+                    config.tokenizer == validate(Config, state.get("config") or {}, "state.json").tokenizer
+                )
+                return tokenizer if is_same and tokenizer.kind != "chars" else None
+            given = config.tokenizer.model_dump(exclude_unset=True, exclude_none=True, exclude={"folder"})
+            is_same = all(getattr(tokenizer, key, False) == value for key, value in given.items())
+            return tokenizer if is_same else None
+    return None
 
 
 @dataclass
@@ -201,11 +226,6 @@ def check_resumable(saved: TrainingState, config: Config, data: TokenData, runti
                 f"{key} = {now[key]}, but the run was started with {then[key]}; "
                 "resume with that, or start a run in another folder"
             )
-    if config.train.init_from and data.tokenizer.digest != saved.tokenizer_digest:
-        raise UserError(
-            f"train.init_from = {config.train.init_from}: its tokenizer is not the one that the run was "
-            "started with; put the old one back, or start a run in another folder"
-        )
     # Another text would be in another order: the steps so far would say nothing about what has been seen.
     if data.digest != saved.data_digest:
         raise UserError(

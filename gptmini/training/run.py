@@ -14,7 +14,7 @@ from gptmini.terminal import guard_streams
 from gptmini.training.estimate import estimate, micro_batch_size_per_rank
 from gptmini.training.initialize import build_model_and_data, resolve_tokenizer
 from gptmini.training.metrics import Metrics
-from gptmini.training.resume import claim_run_dir, refuse_used_folder, restore
+from gptmini.training.resume import claim_run_dir, refuse_used_folder, restore, saved_tokenizer
 from gptmini.training.runtime import start_runtime
 from gptmini.training.signals import stop_signal
 from gptmini.training.trackers import Trackers, check_trackers
@@ -62,7 +62,8 @@ def train(
         micro_batch_size_per_rank(config.train, distributed.world_size)
         if distributed.is_main:
             refuse_used_folder(store, resume)
-        model, data = build_model_and_data(config, runtime, quiet or not distributed.is_main)
+        tokenizer = saved_tokenizer(store, config) if resume else None
+        model, data = build_model_and_data(config, runtime, quiet or not distributed.is_main, tokenizer)
         config = resolve_tokenizer(config, data.tokenizer)
 
         # From here on the run folder is locked, and a signal waits for the end of the step.
