@@ -6,8 +6,10 @@ import math
 import re
 import shutil
 import subprocess
+from functools import cache
 
 import pytest
+import vl_convert
 
 from gptmini.cli.main import main
 from gptmini.training.log_files import SampleLine, read_log, read_metrics
@@ -22,6 +24,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("report")
         patch.setenv("GPTMINI_CACHE_DIR", str(folder / "cache"))
+        patch.setattr(vl_convert, "javascript_bundle", cache(vl_convert.javascript_bundle))  # takes seconds
         patch.chdir(folder)
         (folder / "text.txt").write_text(TEXT, encoding="utf-8")
         args = (
@@ -95,12 +98,17 @@ def test_the_tokens_of_a_window_are_its_text_and_their_bits_its_loss(folder):
             assert sum(chances) <= 1.0001
 
 
+def browse(page, folder):
+    """The page as a browser has drawn it."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000"]
+    command += [f"--user-data-dir={folder / 'browser'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return html.unescape(done.stdout)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000"]
-    command += [f"--user-data-dir={folder / 'browser'}", "--dump-dom", (folder / "report.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    drawn = html.unescape(done.stdout)
+    drawn = browse(folder / "report.html", folder)
     assert 'data-drawn="true"' in drawn
     for field in ("loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second"):
         part = drawn.partition(f'id="plot-{field}"')[2].partition('id="plot-')[0]
@@ -122,6 +130,78 @@ def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
         assert found == expected
     assert drawn.count('class="piece"') > 100
     assert drawn.count('class="sample"') == 4
+
+
+HOSTILE = "{{SCRIPT}}{{CONTENT}}</script><!--<script>\u2028\x1b[31m'\"&amp;$&\\1"
+
+
+@pytest.fixture
+def hostile(folder, monkeypatch, tmp_path):
+    """A run whose name, samples, config and environment hold what HTML, scripts and templates react to."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "<!--{{SCRIPT}}'\x1b[31m\udcff"
+    shutil.copytree(folder / "runs" / "first", run)
+    with open(run / "samples.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 6, "text": HOSTILE}) + "\n")
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    config = config.replace("text_field: text", f"text_field: {json.dumps(HOSTILE)}")
+    (run / "config.yaml").write_text(config, encoding="utf-8")
+    (state,) = run.glob("checkpoints/step-00000006/training/state.json")
+    values = json.loads(state.read_text())
+    values["environment"]["torch"] = HOSTILE + "\ud800"
+    state.write_text(json.dumps(values))
+    (run / "metrics.jsonl").write_text("")
+    return run
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_shows_text_made_to_break_the_page_as_text(hostile, tmp_path):
+    assert main(["report", hostile.name]) == 0
+    drawn = browse(tmp_path / "report.html", tmp_path)
+    assert 'data-drawn="true"' in drawn
+    assert drawn.count(HOSTILE) >= 3  # the sample, the config and the environment
+    assert "<h2>Samples</h2>" in drawn
+
+
+@pytest.mark.parametrize("environment", [[1], "torch", 3, {"torch": [1], "threads": None}])
+def test_an_environment_that_no_run_wrote_is_shown_or_left_out(hostile, environment):
+    state = hostile / "checkpoints" / "step-00000006" / "training" / "state.json"
+    state.write_text(json.dumps({"environment": environment}))
+    assert main(["report", hostile.name]) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 1, "text": 5},
+        {"step": 1, "text": None},
+        {"step": "1", "text": "x"},
+        {"step": 1, "text": "\ud800"},
+        {"text": "x"},
+        [1],
+    ],
+)
+def test_a_sample_that_no_run_wrote_is_one_line(hostile, capsys, line):
+    (hostile / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    assert main(["report", hostile.name]) in (0, 4)
+    assert capsys.readouterr().err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("values", [{"loss": True}, {"loss": "1"}, {"loss": 1.0, "step": -1}, {"epoch": 1}])
+def test_a_metric_that_no_run_wrote_is_one_line(folder, hostile, capsys, values):
+    line = next(read_metrics(folder / "runs" / "first" / "metrics.jsonl"))
+    (hostile / "metrics.jsonl").write_text(json.dumps({**line, **values}) + "\n")
+    assert main(["report", hostile.name]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("values", [{"bits_per_byte": None}, {"loss": None}, {"loss": math.nan}])
+def test_a_loss_without_its_bits_is_no_best(folder, hostile, values):
+    *_, line = read_metrics(folder / "runs" / "first" / "metrics.jsonl")
+    assert line["split"] == "val"
+    (hostile / "metrics.jsonl").write_text(json.dumps({**line, **values}) + "\n")
+    assert main(["report", hostile.name]) == 0
+    assert "<td>none yet</td>" in (hostile.parent / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def write_report(folders: Sequence[str], output: Path, device: str = "auto") -> 
     template = (here / "report.html").read_text(encoding="utf-8")
     # In one pass, so that a {{NAME}} inside a part, such as a sample, is left alone.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-    write_file(output, page.encode())
+    write_file(output, page.encode(errors="replace"))  # half a surrogate pair has no UTF-8
     return notes
 
 
@@ -101,7 +101,8 @@ def _summary_table(shown: list[dict[str, Any]]) -> str:
 
 
 def _summary(run: dict[str, Any]) -> dict[str, str]:
-    val = [line for line in run["metrics"] if line["split"] == "val" and line["loss"] is not None]
+    val = [line for line in run["metrics"] if line["split"] == "val"]
+    val = [line for line in val if None not in (line["loss"], line["bits_per_byte"])]  # null: not finite
     train = [line for line in run["metrics"] if line["split"] == "train"]
     best = min(val, key=lambda line: line["loss"], default=None)
     last = run["metrics"][-1] if run["metrics"] else None

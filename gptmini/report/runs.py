@@ -19,7 +19,7 @@ class Run(NamedTuple):
     config: Config
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
     samples: list[dict[str, Any]]  # the lines of samples.jsonl: step and text
-    environment: dict[str, str]  # versions and machine of the newest checkpoint; empty without one
+    environment: dict[str, Any]  # versions and machine of the newest checkpoint; empty without one
     data_digest: str | None  # of the tokens it was trained on
 
 
@@ -39,12 +39,13 @@ def _read_run(name: str, folder: Path) -> Run:
     store = CheckpointStore(folder, keep=1)
     steps = store.steps()
     state = read_json(store.path(steps[-1]) / "training" / "state.json") if steps else {}
+    environment = state.get("environment")
     return Run(
         name,
         folder,
         load_config(folder / "config.yaml"),
         list(read_metrics(folder / "metrics.jsonl")),
         list(read_log(folder / "samples.jsonl", SampleLine)),
-        dict(state.get("environment") or {}),
+        environment if isinstance(environment, dict) else {},
         state.get("data_digest"),
     )

@@ -10,26 +10,32 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import torch
+
 from gptmini.cli import main as cli
 
 LIMIT = 60  # seconds for a case; the machine may be busy
 
 
-def here(folder, args):
+def here(folder, args, first=lambda: None):
     """The command in this process, to warm it up: its exit code and its output."""
-    output, before = io.StringIO(), os.getcwd()
+    output, before, variables = io.StringIO(), os.getcwd(), dict(os.environ)
     os.chdir(folder)
+    first()
     try:
         with redirect_stdout(output), redirect_stderr(output):
             return cli.main([str(arg) for arg in args]), output.getvalue()
     finally:
         os.chdir(before)
+        os.environ.clear()
+        os.environ.update(variables)
 
 
-def start(folder, args, first=lambda: None, limit=LIMIT):
+def start(folder, args, first=lambda: None, last=lambda: None, limit=LIMIT):
     """Begin the command in a fork, with the folder as its working folder; returns its process id.
 
-    The fork calls `first` before, and writes to output.txt. It is killed after `limit` seconds.
+    The fork calls `first` before and `last` after it, and writes to output.txt. It is killed after `limit`
+    seconds.
     """
     pid = os.fork()
     if pid:
@@ -42,8 +48,10 @@ def start(folder, args, first=lambda: None, limit=LIMIT):
         os.dup2(output, 2)
         os.close(output)
         sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w"), line_buffering=True) for fd in (1, 2))
+        torch.set_num_threads(1)  # a fork has no thread pool
         first()
         code = cli.main([str(arg) for arg in args])
+        last()
         os._exit(code)
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -57,6 +65,6 @@ def ended(folder, pid):
     return code, (Path(folder) / "output.txt").read_text(encoding="utf-8", errors="replace")
 
 
-def run(folder, args, first=lambda: None, limit=LIMIT):
+def run(folder, args, first=lambda: None, last=lambda: None, limit=LIMIT):
     """The command in a fork, to its end: exit code and output."""
-    return ended(folder, start(folder, args, first, limit))
+    return ended(folder, start(folder, args, first, last, limit))

@@ -3,6 +3,8 @@
 import flips
 import pytest
 
+from gptmini.checkpoint import store
+
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -13,3 +15,9 @@ def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long):
     ends = flips.check_flipped_bytes(tmp_path, 1 if long else 797)
     print(f"flipped bytes of a run folder and its cache: {ends.total()}: {dict(ends)}")
     assert ends.total() >= 15
+
+
+def test_a_checkpoint_that_is_not_verified_would_be_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "verify", lambda folder: None)
+    with pytest.raises(AssertionError, match="safetensors"):
+        flips.check_flipped_bytes(tmp_path, 50, only="model.safetensors")
