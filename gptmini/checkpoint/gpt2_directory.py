@@ -43,6 +43,7 @@ def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None)
             "they do not belong together"
         )
     atomic_io.make_folder(target.absolute().parent)
+    atomic_io.clean_leftovers(target.parent, re.escape(target.name[:40]))  # of a save that was killed
     with atomic_io.new_folder(target) as folder:
         for name, content in gpt2_files(weights, gpt.config, tokenizer).items():
             atomic_io.create_file(folder / name, file_chunks(content))
@@ -77,16 +78,21 @@ def read_gpt2(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
 
     def read() -> Iterator[tuple[str, Tensor]]:
         try:
-            for name, values in parameters_from_gpt2(tensors, config):
-                if not torch.stack(values.aminmax()).isfinite().all():  # needs no memory, as isfinite would
-                    raise DamagedError(
-                        f"{folder}: parameter {name} holds NaN or infinite weights: diverged or damaged"
-                    )
-                yield name, values
+            yield from only_finite(parameters_from_gpt2(tensors, config), folder)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 
     return config, read()
+
+
+def only_finite(parameters: Iterable[tuple[str, Tensor]], source: Path) -> Iterator[tuple[str, Tensor]]:
+    """The same parameters; DamagedError, naming `source`, at the first that is NaN or infinite somewhere."""
+    for name, values in parameters:
+        if not torch.stack(values.aminmax()).isfinite().all():  # takes no memory, as isfinite() would
+            raise DamagedError(
+                f"{source}: parameter {name} holds NaN or infinite weights: diverged or damaged"
+            )
+        yield name, values
 
 
 def build_model(config: GPTConfig, parameters: Iterable[tuple[str, Tensor]]) -> GPT:

@@ -99,11 +99,6 @@ def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> It
         return tensor
 
     # Compare and convert the tensors.
-    repeats_tied = "lm_head.weight" in stored  # as some files do
-    if repeats_tied and not read("lm_head.weight").float().equal(read("wte.weight").float()):
-        raise UserError(
-            "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
-        )
     for name, shape in shapes.items():
         gpt2_name = _gpt2_name(name)
         if gpt2_name not in stored:
@@ -121,6 +116,11 @@ def parameters_from_gpt2(tensors: Mapping[str, Tensor], config: GPTConfig) -> It
         # copied: the file may be memory-mapped, and training writes into parameters
         tensor = tensor.T if is_transposed else tensor
         yield name, tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    repeats_tied = "lm_head.weight" in stored  # as some files do
+    if repeats_tied and not read("lm_head.weight").float().equal(read("wte.weight").float()):
+        raise UserError(
+            "tensor lm_head.weight differs from wte.weight: untied output weights are not supported"
+        )
 
 
 def gpt2_config(config: GPTConfig, end_of_text: int | None) -> dict[str, Any]:

@@ -1,24 +1,72 @@
-"""A nanoGPT checkpoint, which is a pickle, read as a GPT.
+"""A nanoGPT checkpoint read as a GPT, with the vocabulary of a character model.
 
-`torch.load(weights_only=True)` builds tensors and plain values and refuses everything else; there is no other
-way in. Still, open only files of people you trust: that reader has had security holes.
+The checkpoint is a zip file of a pickle and of raw tensors. `plain_pickle` reads the one and this file the
+others, each when it is needed and no further than the file is long, so nothing in it is executed.
 """
 
-import warnings
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gptmini.checkpoint.gpt2_directory import build_model, save
+from gptmini.checkpoint.gpt2_directory import build_model, only_finite, save
 from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameters_from_gpt2
-from gptmini.data.tokenizers import load_gpt2
-from gptmini.errors import UserError
+from gptmini.checkpoint.plain_pickle import Name, read_pickle
+from gptmini.checkpoint.safetensors_io import printable
+from gptmini.data.tokenizers import CharTokenizer, Tokenizer, load_gpt2
+from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
 
 GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE = 50257, 50304  # nanoGPT pads GPT-2's vocabulary to a multiple of 64
+_MAX_META_BYTES = 16 * 2**20
+_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+}
+
+
+def convert_nanogpt(source: Path, target: Path, meta: Path | None = None) -> list[str]:
+    """Write the nanoGPT checkpoint `source` as the GPT-2 directory `target`; returns lines for the user.
+
+    GPT-2's tokenizer comes with it where the vocabulary is GPT-2's and its files can be had. The tokenizer of
+    a character model is in its meta.pkl: `meta`, or else where nanoGPT puts it, beside the checkpoint or in
+    data/DATASET.
+    """
+    model, dataset = _read_checkpoint(source)
+    difference, deviation = gelu_difference(model)
+    notes = [
+        f"{target}: written",
+        "nanoGPT computes the exact GELU and GPT-2 its tanh form: on random tokens the logits differ by "
+        f"{difference:.1e} at most, where a logit's standard deviation is {deviation:.1e}",
+    ]
+    tokenizer = None
+    if meta is not None:
+        tokenizer = read_meta(meta)
+    elif model.config.vocab_size == GPT2_VOCAB_SIZE:
+        try:
+            tokenizer = load_gpt2()
+        except UserError as error:
+            notes.append(f"no tokenizer written: {error}")
+    else:
+        places = [source.parent / "meta.pkl"]
+        if re.fullmatch(r"\w[\w.-]*", dataset):
+            places += [up / "data" / dataset / "meta.pkl" for up in (source.absolute().parent.parent, Path())]
+        if found := next((place for place in places if place.is_file()), None):
+            tokenizer = read_meta(found)
+            notes.append(f"tokenizer from {found}")
+        else:
+            notes.append("no tokenizer written: the characters are in nanoGPT's meta.pkl; name it by --meta")
+    save(target, model, tokenizer)
+    return notes
 
 
 def import_nanogpt(path: Path) -> GPT:
@@ -27,82 +75,175 @@ def import_nanogpt(path: Path) -> GPT:
     Rows of the embedding that pad GPT-2's vocabulary to 50,304 are dropped: no token has these ids. Raises
     UserError, one line, for whatever is not such a checkpoint.
     """
+    return _read_checkpoint(path)[0]
+
+
+def read_meta(path: Path) -> Tokenizer:
+    """The characters in the meta.pkl of one of nanoGPT's character datasets; it has no end of text."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file that torch warns of is refused below, in one line
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
-        reason = " ".join(str(error).split()).partition(". ")[0][:160]
-        raise UserError(
-            f"{path}: holds more than tensors and plain values, or is damaged, and is not read in any other "
-            f"way ({type(error).__name__}: {reason})"
-        ) from None
+        if path.stat().st_size > _MAX_META_BYTES:
+            raise UserError("it is too long")
+        content = read_pickle(path.read_bytes())
+        characters = content.get("itos") if isinstance(content, dict) else None
+        if not isinstance(characters, dict) or {type(i) for i in characters} != {int}:
+            raise UserError("it has no itos, a dict from ids to characters")
+        texts = [characters.get(i) for i in range(len(characters))]
+        if not all(isinstance(text, str) and len(text) == 1 for text in texts) or len({*texts}) < len(texts):
+            raise UserError("its itos does not have one character for each id from 0 up")
+        return CharTokenizer([str(text) for text in texts], special_tokens=(), end_of_text=None)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UserError, UnicodeEncodeError) as error:
+        raise UserError(f"{path}: not the characters of a nanoGPT dataset: {error}") from None
+
+
+def _read_checkpoint(path: Path) -> tuple[GPT, str]:
+    """The model, and the name of the dataset that it was trained on."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
-        return _build(content)
+        with zipfile.ZipFile(path) as archive:
+            return _build(archive, path)
+    except DamagedError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path}: is no file of torch.save or is damaged, and is not read in any other way "
+            f"({type(error).__name__}: {printable(error)[:100]})"
+        ) from None
 
 
-def convert_nanogpt(source: Path, target: Path) -> list[str]:
-    """Write the nanoGPT checkpoint `source` as the GPT-2 directory `target`; returns lines for the user.
-
-    GPT-2's tokenizer comes with it where the vocabulary is GPT-2's and its files can be had.
-    """
-    model = import_nanogpt(source)
-    difference, deviation = gelu_difference(model)
-    notes = [
-        f"{target}: written",
-        "nanoGPT computes the exact GELU and GPT-2 its tanh form: on random tokens the logits differ by "
-        f"{difference:.1e} at most, where a logit's standard deviation is {deviation:.1e}",
-    ]
-    tokenizer = None
-    if model.config.vocab_size == GPT2_VOCAB_SIZE:
-        try:
-            tokenizer = load_gpt2()
-        except UserError as error:
-            notes.append(f"no tokenizer written: {error}")
-    else:
-        notes.append("no tokenizer written: a nanoGPT checkpoint holds none, and this one's is not GPT-2's")
-    save(target, model, tokenizer)
-    return notes
-
-
-def _build(content: Any) -> GPT:
+def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
+    # the pickle, in which each tensor is a record's name with a shape
+    file_bytes = path.stat().st_size
+    records = _Records(archive, file_bytes)
+    content = read_pickle(records.read("data.pkl"), _call)
     content = content if isinstance(content, dict) else {}
-    args, state = content.get("model_args"), content.get("model")
-    if not (isinstance(args, dict) and isinstance(state, dict) and all(map(torch.is_tensor, state.values()))):
+    args, state, settings = (content.get(key) for key in ("model_args", "model", "config"))
+    if not (isinstance(args, dict) and isinstance(state, dict)):
         raise UserError("it has no model_args and model")
-    # prefixes that torch.compile and DDP leave in the names
-    tensors = {str(name).removeprefix("_orig_mod.").removeprefix("module."): t for name, t in state.items()}
     vocab_size = args.get("vocab_size")
-    if vocab_size == PADDED_VOCAB_SIZE:
-        vocab_size = GPT2_VOCAB_SIZE
-        for name in ("transformer.wte.weight", "lm_head.weight"):
-            if name in tensors:
-                tensors[name] = tensors[name][:GPT2_VOCAB_SIZE]
+    rows = GPT2_VOCAB_SIZE if vocab_size == PADDED_VOCAB_SIZE else None
     config = config_from_gpt2(
         {
             "model_type": "gpt2",
             **{key: args.get(key) for key in ("n_layer", "n_head", "n_embd")},
             "n_positions": args.get("block_size"),
-            "vocab_size": vocab_size,
+            "vocab_size": rows or vocab_size,
             "resid_pdrop": args.get("dropout", 0.0),
             "gptmini": {"bias": args.get("bias", True)},
         }
     )
-    for name, tensor in tensors.items():
-        if name.startswith("transformer.h.") and tensor.dim() == 2:
-            tensors[name] = tensor.T  # a Linear weight (out, in), which GPT-2's files hold as (in, out)
-    return build_model(config, parameters_from_gpt2(tensors, config)).eval()
+    # the tensors, read one by one as the model takes them
+    tensors = _Tensors(records, state, rows)
+    if tensors.nbytes > file_bytes:
+        raise UserError(f"its tensors would take {tensors.nbytes:,} bytes, and the file has {file_bytes:,}")
+    model = build_model(config, only_finite(parameters_from_gpt2(tensors, config), path)).eval()
+    return model, str(settings.get("dataset")) if isinstance(settings, dict) else ""
+
+
+class _Stored(NamedTuple):
+    """A tensor that is not read yet."""
+
+    record: str
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def _call(name: str, args: Any) -> Any:
+    """What takes the place of the classes and functions in a pickle of torch.save."""
+    match name, args:
+        case "", ("storage", Name(text), str(record), _, _):
+            return _DTYPES.get(text), record
+        case "collections.OrderedDict", ():
+            return {}
+        case "torch.serialization._get_layout" | "torch.Size", _:  # of a sparse tensor, refused by its name
+            return None
+        case "torch._utils._rebuild_tensor_v2", ((dtype, record), offset, tuple(shape), tuple(stride), *_):
+            sizes = (offset, *shape, *stride)
+            if len(shape) == len(stride) < 8 and all(type(n) is int and 0 <= n < 2**63 for n in sizes):
+                return _Stored(record, dtype, offset, shape, stride) if dtype else None
+        case "torch._utils._rebuild_parameter", (_Stored() as tensor, *_):
+            return tensor
+    raise UserError(
+        f"it holds a {name or 'reference':.80}, which is no plain tensor or value, and is not read in any "
+        "other way"
+    )
+
+
+class _Records:
+    """The files in the zip file, without the folder's name that they all begin with."""
+
+    def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
+        self._archive, self._file_bytes = archive, file_bytes
+        self._infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+
+    def read(self, name: str) -> bytes:
+        info = self._infos.get(name)
+        if info is None:
+            raise UserError(f"it has no record {printable(name)[:60]}")
+        # torch.save compresses nothing; a record that would grow as it is read is nobody's weights
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._file_bytes:
+            raise UserError(f"its record {printable(name)[:60]} is compressed or longer than the file")
+        return self._archive.read(info)
+
+
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors under GPT-2's names and in its shapes, each read when it is asked for.
+
+    `rows`, where given, is how many rows of the embedding are tokens.
+    """
+
+    def __init__(self, records: _Records, state: Mapping[Any, Any], rows: int | None) -> None:
+        self._records, self._rows = records, rows
+        self._stored: dict[str, _Stored] = {}
+        for key, tensor in state.items():
+            # prefixes that torch.compile and DDP leave in the names, in any order
+            name = ".".join(part for part in str(key).split(".") if part not in ("_orig_mod", "module"))
+            if not isinstance(tensor, _Stored):
+                raise UserError(f"{printable(name)[:80]} is no plain tensor of floats")
+            if name in self._stored:
+                raise UserError(f"tensor {printable(name)[:80]} is there twice")
+            self._stored[name] = tensor
+        # lm_head.weight is the embedding once more
+        self.nbytes = sum(t.nbytes for name, t in self._stored.items() if name != "lm_head.weight")
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._stored[name]
+        data = bytearray(self._records.read(f"data/{stored.record}"))
+        last = stored.offset + sum((n - 1) * s for n, s in zip(stored.shape, stored.stride, strict=True))
+        if max(stored.nbytes, (last + 1) * stored.dtype.itemsize) > len(data):
+            raise UserError(f"tensor {printable(name)[:80]} is larger than its record in the file")
+        values = torch.frombuffer(data, dtype=stored.dtype)
+        tensor = values.as_strided(stored.shape, stored.stride, stored.offset)
+        if self._rows and name in ("transformer.wte.weight", "lm_head.weight"):
+            return tensor[: self._rows]
+        # a Linear weight (out, in), which GPT-2's files hold as (in, out)
+        return tensor.T if name.startswith("transformer.h.") and tensor.dim() == 2 else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 @torch.inference_mode()
 def gelu_difference(model: GPT) -> tuple[float, float]:
     """The most by which nanoGPT's exact GELU changes a logit, on random tokens, and the logits' deviation."""
     generator = torch.Generator().manual_seed(0)
-    shape = (4, min(model.config.context_length, 256))
+    # not more rows than the embedding is wide: the logits take no more memory than it
+    shape = (1, min(model.config.context_length, model.config.n_embd, 256))
     tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
     ours = model(tokens)
     with _ExactGelu():

@@ -265,11 +265,21 @@ def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -
     return [export_gguf(Path(output), model, tokenizer, options.dtype)]
 
 
-def import_nanogpt(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
+class ImportOptions(Section):
+    """Options of `gptmini import-nanogpt`."""
+
+    meta: PathText | None = Field(
+        None,
+        description="A character model's meta.pkl; null: beside CKPT.pt, or in data/DATASET as in nanoGPT.",
+    )
+
+
+def import_nanogpt(args: list[str], options: ImportOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
     from gptmini.checkpoint.nanogpt import convert_nanogpt
 
-    return convert_nanogpt(Path(args[0]), Path(args[1]))
+    meta = None if options.meta is None else Path(options.meta)
+    return convert_nanogpt(Path(args[0]), Path(args[1]), meta)
 
 
 class ReportOptions(Section):
@@ -318,7 +328,7 @@ COMMANDS = {
     "plan": Command(plan, "[CONFIG.yaml]", range(2), PlanFlags, config=True),
     "evaluate": Command(evaluate, "CHECKPOINT", range(1, 2), EvaluateOptions),
     "export": Command(export, "CHECKPOINT", range(1, 2), ExportOptions),
-    "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3)),
+    "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3), ImportOptions),
     "report": Command(report, "RUN [RUN ...]", range(1, 10_000), ReportOptions),
     "configs": Command(configs, "[NAME]", range(2)),
     "completion": Command(completion, "bash|zsh|fish", range(1, 2)),

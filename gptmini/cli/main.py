@@ -23,7 +23,7 @@ gptmini prepare [CONFIG.yaml] [--section.key VALUE ...] [--stats] | --list
 gptmini plan [CONFIG.yaml] [--section.key VALUE ...] [--world-size N]
 gptmini evaluate CHECKPOINT [--corpus PATH ...] [--memorization]
 gptmini export CHECKPOINT [--dtype float32|float16|q8_0] [--output FILE]
-gptmini import-nanogpt CKPT.pt OUT
+gptmini import-nanogpt CKPT.pt OUT [--meta META.pkl]
 gptmini report RUN [RUN ...] [--output FILE.html]
 gptmini configs [NAME]
 gptmini completion bash|zsh|fish
