@@ -104,8 +104,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
         # synced from the inside out, so that the rename makes a complete folder visible
         with _errors_name_path(path):
-            for folder, _, _ in os.walk(temporary, topdown=False):
-                _sync_folder(folder)
+            sync_folders(temporary)
             os.rename(temporary, path)
     # The new name must survive a power loss before older checkpoints are removed.
     try:
@@ -134,9 +133,38 @@ def set_aside(path: Path) -> None:
     """Rename a file to the first free name of metrics-1.jsonl, metrics-2.jsonl, ..., unless it is empty."""
     if os.path.exists(path) and os.path.getsize(path):
         names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
-        with _errors_name_path(path):
-            os.rename(path, next(name for name in names if not os.path.lexists(name)))
-            _sync_folder(path.parent)
+        rename(path, next(name for name in names if not os.path.lexists(name)))
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder within its folder, for good."""
+    with _errors_name_path(path):
+        os.rename(path, target)
+        _sync_folder(path.parent)
+
+
+def sync_folders(path: Path) -> None:
+    """Make the names in a folder, and in those below it, survive a power loss."""
+    with _errors_name_path(path):
+        for folder, _, _ in os.walk(path, topdown=False):
+            _sync_folder(folder)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete these files of a folder, and the folders that are left empty, itself included, for good.
+
+    A link is deleted, not what it points to; below a link to a folder nothing is.
+    """
+    with _errors_name_path(folder):
+        for path in (folder / name for name in names):
+            is_file = os.path.islink(path) or os.path.isfile(path)
+            if is_file and os.path.realpath(path.parent).startswith(os.path.realpath(folder)):
+                os.unlink(path)
+        for parent, _, _ in os.walk(folder, topdown=False):
+            if os.listdir(parent):
+                _sync_folder(parent)
+            else:
+                os.rmdir(parent)
 
 
 def remove_folder(path: Path) -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import gptmini
-from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
+from gptmini.checkpoint.state import Checkpoint, TrainingState
+from gptmini.checkpoint.store import CheckpointStore
 from gptmini.cli.main import main
 from gptmini.config import Config, TokenizerConfig, load_config
 from gptmini.data.batching import WindowSampler

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
+from gptmini.checkpoint.state import Checkpoint, TrainingState
+from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError

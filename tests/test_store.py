@@ -1,5 +1,6 @@
 """The checkpoint store, and `load` for checkpoints of ours and of others."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gptmini.checkpoint.manifest import verify
 from gptmini.checkpoint.safetensors_io import TensorFiles, file_chunks
-from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState, load_model
+from gptmini.checkpoint.state import Checkpoint, TrainingState
+from gptmini.checkpoint.store import CheckpointStore, load_model
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
@@ -131,6 +133,65 @@ def test_leftovers_of_a_crash_are_removed(store):
         (store.folder / name / "training" / "half").write_bytes(b"x")
     store.clean()
     assert os.listdir(store.folder) == ["step-00000001"]
+
+
+def test_a_step_folder_of_links_loads_as_the_hubs_cache_lays_it(store, tmp_path):
+    path = save(store, 1, seed=3)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(files(path)):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    assert store.latest()[0].step == 1
+    model, tokenizer = load_model(path)
+    assert tokenizer.digest == TOKENIZER.digest
+    assert torch.equal(model.ln_f.weight, checkpoint(1, seed=3).model["ln_f.weight"])
+    for step in (2, 3):
+        save(store, step)
+    assert store.steps() == [2, 3]
+    assert len(files(blobs)) == 8  # pruned are the links
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.EACCES])
+def test_what_the_machine_cannot_read_just_now_is_not_called_damaged_and_stays(store, monkeypatch, number):
+    for step in (1, 2):
+        save(store, step)
+    real = os.open
+
+    def failing(path, *args, **keywords):
+        if str(path).endswith("step-00000002/model.safetensors"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *args, **keywords)
+
+    monkeypatch.setattr(os, "open", failing)
+    reads = (store.latest, lambda: load_model(store.run_folder), lambda: load_model(store.path(2)))
+    for read in (*reads, lambda: save(store, 2), lambda: verify(store.path(2))):
+        with pytest.raises(OSError, match=r"step-00000002/model\.safetensors") as raised:
+            read()
+        assert raised.value.errno == number
+        assert not isinstance(raised.value, DamagedError)
+    monkeypatch.undo()
+    assert store.latest()[0].step == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes in folders")
+def test_a_pipe_in_place_of_a_file_is_refused_and_one_beside_it_is_not_read(store):
+    path = save(store, 1)
+    os.mkfifo(path / "pipe")
+    verify(path)
+    for name in ("model.safetensors", "manifest.json"):
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        with pytest.raises(DamagedError, match=f"{name}: not a regular file"):
+            verify(path)
+
+
+def test_a_disk_that_corrupts_a_write_is_named_by_the_place_that_the_user_knows(store, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, bytes([data[0] ^ 1]) + bytes(data[1:])))
+    with pytest.raises(DamagedError, match=r"checkpoints/step-00000001/\w+") as raised:
+        save(store, 1)
+    assert "tmp-step" not in str(raised.value)
 
 
 def test_files_of_others_under_temporary_names_are_left_alone(store):

@@ -1,21 +1,37 @@
 """manifest.json: size and sha256 of every file of a checkpoint, and a checksum of itself.
 
-It is written last, so a folder with a manifest is complete, and verified before anything is loaded.
+It is written last, so a folder with a manifest is complete, and verified before anything is loaded. Files
+that it does not list, such as a file manager's .DS_Store or the Hub's README.md, are left alone.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gptmini import atomic_io
-from gptmini.checkpoint.safetensors_io import FileContent, file_chunks, json_bytes, printable, read_json
+from gptmini.checkpoint.safetensors_io import (
+    FileContent,
+    file_chunks,
+    json_bytes,
+    open_regular,
+    printable,
+    raises_damaged,
+    read_json,
+)
 from gptmini.errors import DamagedError, UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+STATE = "training/state.json"
+OPTIMIZER = "training/optimizer.safetensors"
+_REQUIRED = {"config.json", "model.safetensors", STATE, OPTIMIZER}
+_NAME = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)*")  # never leads out of the folder
+_MAX_FILES = 100
 
 Summary = dict[str, int | str]
 """Size in bytes and sha256 of a file."""
@@ -56,25 +72,44 @@ def write_files(folder: Path, contents: Mapping[str, FileContent]) -> None:
     _read_back(folder / MANIFEST, [manifest])
 
 
-def verify(step_folder: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
+def verify(step_folder: Path, only: Collection[str] = ()) -> None:
+    """Compare the files of a checkpoint, or `only` these, with its manifest.
 
-    Raises DamagedError naming the first file that is missing, unexpected, a link, or not what was written;
-    UserError if a later version of gptmini wrote the folder.
+    They may be links, as in the Hub's cache: the digest says what may be read. Raises DamagedError naming the
+    first file that is missing or not what was written; UserError if a later version of gptmini wrote the
+    folder; OSError where the machine cannot read a file.
     """
-    written = _read_manifest(step_folder / MANIFEST)
-    names = set(_files(step_folder)) - {MANIFEST}
-    if missing := sorted(written.keys() - names):
-        raise DamagedError(f"{printable(step_folder / missing[0])}: missing")
-    if extra := sorted(names - written.keys()):
-        raise DamagedError(f"{printable(step_folder / extra[0])}: not part of the checkpoint: remove it")
-    with ThreadPoolExecutor() as pool:  # reading and sha256 release the GIL
-        found = pool.map(lambda name: summarize_file(step_folder / name), written)
-        for (name, summary), found_summary in zip(written.items(), found, strict=True):
-            if found_summary != summary:
+    written = read_manifest(step_folder)
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:  # reading and sha256 release the GIL
+        # All are opened first: what is pruned from now on can still be read to its end.
+        files = {}
+        for name in only or written:
+            with raises_damaged(step_folder / name):
+                files[name] = stack.enter_context(open_regular(step_folder / name))
+        matches = pool.map(lambda name: _matches(step_folder / name, files[name], written[name]), files)
+        for name, is_whole in zip(files, matches, strict=True):
+            if not is_whole:
                 raise DamagedError(
                     f"{step_folder / name}: damaged: its sha256 is not that of what was written"
                 )
+
+
+def _matches(path: Path, file: BinaryIO, summary: object) -> bool:
+    """Whether an open file is what the manifest says. Its size is compared first, so no more is ever read."""
+    if not isinstance(summary, dict) or os.fstat(file.fileno()).st_size != summary.get("size"):
+        return False
+    with raises_damaged(path):
+        return _summarize(iter(lambda: file.read(2**20), b"")) == summary
+
+
+def fingerprint(step_folder: Path) -> list[tuple[str, int, int, int]]:
+    """What changes with any write to a checkpoint's files: cheap to compare, once they were verified."""
+    found = []
+    for name in (MANIFEST, *read_manifest(step_folder)):
+        with raises_damaged(step_folder / name):
+            status = os.stat(step_folder / name)
+        found.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
 
 
 def manifest_bytes(files: Mapping[str, Summary]) -> bytes:
@@ -86,15 +121,6 @@ def manifest_bytes(files: Mapping[str, Summary]) -> bytes:
 def append_checksum(body: bytes) -> bytes:
     """A manifest's text with its own sha256 as the last key, so that no byte of it can change unnoticed."""
     return body + b',\n  "sha256": "' + sha256(body).hexdigest().encode() + b'"\n}\n'
-
-
-def summarize_file(path: Path) -> Summary:
-    """Size and sha256 of a file as it is on disk; DamagedError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return _summarize(iter(lambda: file.read(2**20), b""))
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _summarize(chunks: Iterable[bytes | memoryview]) -> Summary:
@@ -118,24 +144,18 @@ def _read_back(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             raise DamagedError(f"{path}: the disk does not return what was written to it")
 
 
-def _read_manifest(path: Path) -> dict[str, Summary]:
-    """The files that a manifest lists."""
+def read_manifest(step_folder: Path) -> dict[str, Summary]:
+    """The files that a checkpoint's manifest lists; DamagedError if it is not what was written."""
+    path = step_folder / MANIFEST
     values = read_json(path)
-    text = path.read_bytes()
+    with raises_damaged(path):
+        text = path.read_bytes()
     if text != append_checksum(text[: -len(append_checksum(b""))]):
         raise DamagedError(f"{path}: damaged: its sha256 is not that of what was written")
     check_format_version(values, path)
     files = values.get("files")
-    if not isinstance(files, dict):
-        raise DamagedError(f"{path}: lists no files")
+    if not isinstance(files, dict) or not files.keys() >= _REQUIRED or len(files) > _MAX_FILES:
+        raise DamagedError(f"{path}: does not list the files of a checkpoint")
+    if strange := [name for name in files if not _NAME.fullmatch(name)]:
+        raise DamagedError(f"{path}: {printable(strange[0])[:100]} is no file of a checkpoint")
     return files
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """The files in a folder and below, as paths with `/`; DamagedError for links and devices."""
-    for parent, folders, names in os.walk(folder):
-        for path in (Path(parent, name) for name in folders + names):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise DamagedError(f"{printable(path)}: not a plain file, as every part of a checkpoint is")
-            if path.is_file():
-                yield path.relative_to(folder).as_posix()

@@ -3,11 +3,14 @@
 Nothing in them is executed, and reading allocates a small multiple of the file's size at most.
 """
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +29,7 @@ _DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 _MAX_JSON_BYTES = 16 * 2**20
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV}
 
 FileContent = bytes | Mapping[str, Tensor]
 """What a file is to hold: these bytes, or tensors as a safetensors file."""
@@ -38,14 +42,15 @@ def json_bytes(values: Mapping[str, Any]) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises DamagedError naming the file where there is none."""
-    with _raises_damaged(path):
-        _check_regular(path)
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes of JSON")
+    with raises_damaged(path):
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_JSON_BYTES:
+                raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes of JSON")
+            text = file.read()
         # by the letter of the standard: no key given twice, no NaN
         try:
             values = json.loads(
-                path.read_bytes().decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant
+                text.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant
             )
         except RecursionError:
             raise ValueError("nested too deeply") from None
@@ -102,8 +107,7 @@ class TensorFiles(Mapping[str, Tensor]):
     def __init__(self, paths: Iterable[Path]):
         self._files: dict[str, tuple[Path, Any]] = {}  # by the name of the tensor
         for path in paths:
-            with _raises_damaged(path):
-                _check_regular(path)
+            with raises_damaged(path), open_regular(path):  # whose errors say more than safe_open's
                 file: Any = safe_open(path, framework="pt")
                 for name in file.keys():  # noqa: SIM118  # a safe_open is no mapping
                     if name in self._files:
@@ -112,7 +116,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path, file = self._files[name]
-        with _raises_damaged(path):
+        with raises_damaged(path):
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
@@ -128,19 +132,36 @@ def printable(text: object) -> str:
     return str(text) if str(text).isprintable() else repr(str(text))
 
 
-def _check_regular(path: Path) -> None:
-    """A pipe or a device could make the reader wait, or read, for ever."""
-    if path.exists() and not path.is_file():
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file, or what a link points to, for reading; ValueError for anything but a regular file.
+
+    A pipe or a device could make the reader wait, or read, for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb") if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    if file is None:
+        os.close(descriptor)
         raise ValueError("not a regular file")
+    return file
 
 
 @contextmanager
-def _raises_damaged(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into a DamagedError of one line that names the file."""
+def raises_damaged(path: Path) -> Iterator[None]:
+    """Turn what is wrong in a file that is read into a DamagedError of one line that names the file.
+
+    Where the machine fails (too many open files, no permission, a bad disk), the file may be whole all the
+    same: that stays an OSError, and names the file too.
+    """
     try:
         yield
+    except DamagedError:
+        raise
     except OSError as error:
-        raise DamagedError(f"{path}: cannot be read: {error.strerror or error}") from None
+        if error.errno not in _NO_FILE and not isinstance(
+            error, FileNotFoundError
+        ):  # safe_open's has no errno
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise DamagedError(f"{path}: cannot be read: {error.strerror or 'no such file'}") from None
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise DamagedError(f"{path}: not a safetensors file: {printable(reason)[:300]}") from None

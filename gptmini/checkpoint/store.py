@@ -1,63 +1,43 @@
 """The checkpoints of a run: save, latest, best, prune, lock; and `load_model` for everything that reads.
 
 A checkpoint is the folder of one step, `checkpoints/step-00001000/`: a Hugging Face GPT-2 directory, plus
-`training/` to resume from, plus `manifest.json`. At every instant every step's folder is complete.
+`training/` to resume from, plus `manifest.json`. At every instant every step's folder is complete. Files that
+others put beside these are left alone.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from pydantic import Field
 from torch import Tensor
 
 from gptmini import atomic_io
 from gptmini.checkpoint.gpt2_directory import build_model, gpt2_files, read_gpt2
-from gptmini.checkpoint.manifest import FORMAT_VERSION, MANIFEST, check_format_version, verify, write_files
-from gptmini.checkpoint.safetensors_io import TensorFiles, json_bytes, read_json
+from gptmini.checkpoint.manifest import (
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    fingerprint,
+    read_manifest,
+    verify,
+    write_files,
+)
+from gptmini.checkpoint.safetensors_io import json_bytes, printable
+from gptmini.checkpoint.state import Checkpoint, TrainingState, read_checkpoint, read_state
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
-from gptmini.schema import Section, validate
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})")
-
-
-class TrainingState(Section):
-    """What a run resumes from besides weights and optimizer state; training/state.json."""
-
-    format_version: int = FORMAT_VERSION
-    step: int = Field(ge=0, description="Optimizer steps taken.")
-    tokens: int = Field(ge=0, description="Tokens trained on so far.")
-    val_loss: float | None = Field(None, description="Validation loss at this step, if it was evaluated.")
-    best_val_loss: float | None = Field(None, description="The lowest validation loss so far.")
-    best_step: int | None = Field(None, ge=0, description="The step that had it.")
-    evaluations_since_best: int = Field(0, ge=0, description="For early stopping.")
-    grad_scaler: dict[str, float] | None = Field(None, description="State of the fp16 gradient scaler.")
-    config: dict[str, Any] = Field(description="The resolved config of the run.")
-    data_digest: str = Field(description="Digest of the token file.")
-    tokenizer_digest: str = Field(description="Digest of the tokenizer.")
-    environment: dict[str, str] = Field(description="What the bits depend on: torch version, threads, ...")
-    kernels: str | None = Field(
-        None, description="Digest of what the matrix kernels compute; see kernels.py."
-    )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A training run between two steps."""
-
-    step: int
-    model: Mapping[str, Tensor]
-    """GPT's state dict."""
-    optimizer: Mapping[str, Tensor]
-    """Optimizer state under flat names."""
-    state: TrainingState
+_REMOVED = ".gptmini-removed-"  # the prefix of a step's folder while its files are deleted
+_Found = TypeVar("_Found")
 
 
 def load_model(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | None]:
@@ -85,17 +65,23 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
     if (path / "checkpoints").is_dir():
-        store = CheckpointStore(path, keep=1)
-        steps = store.steps()
-        if not steps:
-            raise UserError(f"{path}: has no checkpoint yet")
-        path = store.best() or store.path(steps[-1])
-    if (path / MANIFEST).exists() or (path / "training").exists():
+        return CheckpointStore(path, keep=1).read_best(_open_folder)
+    return _open_folder(path)
+
+
+def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], Tokenizer | None]:
+    """`open_weights` of a step's folder or a GPT-2 directory."""
+    if _holds_checkpoint(path):
         verify(path)
     elif not (path / "config.json").exists():
         raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
     config, parameters = read_gpt2(path)
     return config, parameters, load_tokenizer(path)
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a step's folder of ours, be it damaged."""
+    return any((folder / name).exists() for name in (MANIFEST, STATE, OPTIMIZER))
 
 
 class CheckpointStore:
@@ -109,6 +95,7 @@ class CheckpointStore:
         self.folder = run_folder / "checkpoints"
         self.keep = keep
         self._check_lock: Callable[[], None] | None = None  # while it is held
+        self._verdicts: dict[int, tuple[object, bool]] = {}  # step -> fingerprint, and whether it is whole
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -121,6 +108,8 @@ class CheckpointStore:
         """Remove what a killed run left half-written. Hold the lock."""
         atomic_io.clean_leftovers(self.run_folder, r"config\.yaml|(metrics|samples)\.jsonl")
         atomic_io.clean_leftovers(self.folder, _STEP_FOLDER.pattern)
+        for removed in self.folder.glob(f"{_REMOVED}step-*"):
+            self._delete_files(removed)
 
     def save(self, checkpoint: Checkpoint, config: GPTConfig, tokenizer: Tokenizer) -> Path:
         """Write one step's folder, then remove checkpoints that are no longer kept; returns the folder.
@@ -132,24 +121,27 @@ class CheckpointStore:
         if self._check_lock is not None:
             self._check_lock()
         path = self.path(checkpoint.step)
+        contents = {
+            OPTIMIZER: checkpoint.optimizer,  # the longest first
+            **gpt2_files(checkpoint.model, config, tokenizer),
+            STATE: json_bytes(checkpoint.state.model_dump(mode="json")),
+        }
         # a resumed run reaches a step again whose folder it found damaged, or saves the step it stopped at
         if os.path.lexists(path):
             try:
                 verify(path)
                 return path
             except DamagedError:
-                atomic_io.remove_folder(path)
+                self._remove(path, contents)
         atomic_io.make_folder(self.folder)
-        # under a temporary name, the manifest last, read back, and renamed into place whole
-        with atomic_io.new_folder(path) as folder:
-            write_files(
-                folder,
-                {
-                    "training/optimizer.safetensors": checkpoint.optimizer,  # the longest first
-                    **gpt2_files(checkpoint.model, config, tokenizer),
-                    "training/state.json": json_bytes(checkpoint.state.model_dump(mode="json")),
-                },
-            )
+        if os.path.lexists(path):  # with files of others in it: complete when the manifest is there
+            write_files(path, contents)
+            atomic_io.sync_folders(path)
+        else:
+            # under a temporary name, the manifest last, read back, and renamed into place whole
+            with atomic_io.new_folder(path) as folder:
+                write_files(folder, contents)
+        self._verdicts[checkpoint.step] = fingerprint(path), True
         self._prune(checkpoint.step)  # only now that the new one is complete
         return path
 
@@ -158,9 +150,14 @@ class CheckpointStore:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """The steps that have a folder, in order."""
-        names = os.listdir(self.folder) if self.folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
+        """The steps that have a checkpoint, be it damaged, in order."""
+        while True:
+            names = os.listdir(self.folder) if self.folder.is_dir() else []
+            found = sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
+            steps = [step for step in found if _holds_checkpoint(self.path(step))]
+            # a run that trains may have replaced the only one since it was listed
+            if steps or all(self.path(step).exists() for step in found):
+                return steps
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, and one line for each newer one that does not and why.
@@ -173,7 +170,7 @@ class CheckpointStore:
             # every file is compared with the manifest before any of it is used
             try:
                 verify(self.path(step))
-                return _read_checkpoint(self.path(step)), skipped
+                return read_checkpoint(self.path(step)), skipped
             except DamagedError as error:
                 skipped.append(str(error))
         if skipped:
@@ -182,38 +179,101 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """The step's folder with the lowest recorded validation loss, the earliest of equals."""
-        losses = []
+        states = self._states()
+        losses = [(state.val_loss, step) for step, state in states.items() if state.val_loss is not None]
+        best = min(losses)[1] if losses else None
+        # one whose own state is damaged is still named as the best by the newest
+        named = states[max(states)].best_step if states else None
+        if named is not None and named not in states and _holds_checkpoint(self.path(named)):
+            best = named
+        return None if best is None else self.path(best)
+
+    def read_best(self, read: Callable[[Path], _Found]) -> _Found:
+        """What `read` makes of the best checkpoint's folder, else of the newest.
+
+        Where that one is damaged, a line on standard error says so, and the newest whole one is read. Beside
+        a run that trains, a checkpoint may be pruned before it is read: then it is chosen again. Raises
+        UserError where there is no checkpoint, DamagedError where none is whole.
+        """
+        while True:
+            steps = self.steps()
+            if not steps:
+                raise UserError(f"{self.run_folder}: has no checkpoint yet")
+            best, damaged = self.best(), []
+            folders = [self.path(step) for step in reversed(steps)]
+            for folder in sorted(folders, key=lambda folder: folder != best):  # the best first
+                try:
+                    found = read(folder)
+                except (DamagedError, UserError) as error:
+                    if not _holds_checkpoint(folder):
+                        break
+                    if isinstance(error, UserError):
+                        raise
+                    damaged.append(printable(error))
+                    continue
+                if not _holds_checkpoint(folder):  # the last file may have been missing
+                    break
+                if damaged:
+                    print(f"{'; '.join(damaged)}; {folder.name} is read instead", file=sys.stderr)
+                return found
+            else:
+                raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {'; '.join(damaged)}")
+
+    def _states(self) -> dict[int, TrainingState]:
+        """The state of each step whose state.json is what was written."""
+        states = {}
         for step in self.steps():
             with suppress(DamagedError):
-                if (loss := _read_state(self.path(step)).val_loss) is not None:
-                    losses.append((loss, step))
-        return self.path(min(losses)[1]) if losses else None
+                states[step] = read_state(self.path(step))
+        return states
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether a checkpoint is what was written: read once, and again after any write to its files."""
+        try:
+            now = fingerprint(self.path(step))
+            if self._verdicts.get(step, (None, True))[0] != now:
+                self._verdicts[step] = now, False
+                verify(self.path(step))
+                self._verdicts[step] = now, True
+        except DamagedError:
+            return False
+        return self._verdicts[step][1]
 
     def _prune(self, newest: int) -> None:
         """Remove all but the best and the `keep` newest checkpoints up to the one just saved.
 
-        A later one is damaged, or the run would have resumed from it: it does not count as kept.
+        Those that stay are verified first, and only one known to be worse than the best of them goes: where
+        its own loss cannot be believed, or is lower, it stays. A later one than `newest` is damaged, or the
+        run would have resumed from it: it does not count as kept.
         """
-        best = self.best()
-        for step in [step for step in self.steps() if step <= newest][: -self.keep]:
-            if self.path(step) != best:
-                atomic_io.remove_folder(self.path(step))
+        steps = [step for step in self.steps() if step <= newest]
+        if len(steps) <= self.keep:
+            return
+        states = self._states()
+        kept = set(islice(filter(self._is_whole, reversed(steps)), self.keep))
+        losses = {step: state.val_loss for step, state in states.items() if state.val_loss is not None}
+        ranking = sorted((loss, step) for step, loss in losses.items())
+        best = next((entry for entry in ranking if self._is_whole(entry[1])), (math.inf, 0))
+        for step in sorted(states.keys() & {*steps} - kept):
+            if best < (losses.get(step, math.inf), step):
+                self._remove(self.path(step))
 
+    def _remove(self, path: Path, names: Iterable[str] = ()) -> None:
+        """Delete the files that a checkpoint's manifest lists, and `names`; those of others stay there."""
+        with suppress(DamagedError):
+            names = {*names, *read_manifest(path)}
+        found = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
+        if {p.relative_to(path).as_posix() for p in found} <= {*names, MANIFEST}:
+            atomic_io.remove_folder(path)
+        else:
+            removed = self.folder / f"{_REMOVED}{path.name}"
+            atomic_io.rename(path, removed)  # a reader sees all of it or nothing
+            self._delete_files(removed, names)
 
-def _read_state(step_folder: Path) -> TrainingState:
-    path = step_folder / "training" / "state.json"
-    values = read_json(path)
-    check_format_version(values, path)
-    try:
-        return validate(TrainingState, values, str(path))
-    except UserError as error:
-        raise DamagedError(str(error)) from None
-
-
-def _read_checkpoint(step_folder: Path) -> Checkpoint:
-    state = _read_state(step_folder)
-    model = dict(read_gpt2(step_folder)[1])
-    # cloned out of the memory-mapped file, which may be pruned while they are in use
-    tensors = TensorFiles([step_folder / "training" / "optimizer.safetensors"])
-    optimizer = {name: tensor.clone() for name, tensor in tensors.items()}
-    return Checkpoint(state.step, model, optimizer, state)
+    def _delete_files(self, removed: Path, names: Iterable[str] = ()) -> None:
+        with suppress(DamagedError):
+            names = {*names, *read_manifest(removed)}
+        atomic_io.remove_files(removed, names)
+        atomic_io.remove_files(removed, [MANIFEST])  # last: after a crash it says what is to go
+        if removed.exists():
+            atomic_io.rename(removed, self.folder / removed.name.removeprefix(_REMOVED))

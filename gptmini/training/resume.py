@@ -9,7 +9,8 @@ import torch
 
 from gptmini.atomic_io import make_folder, set_aside
 from gptmini.checkpoint.safetensors_io import read_json
-from gptmini.checkpoint.store import Checkpoint, CheckpointStore, TrainingState
+from gptmini.checkpoint.state import Checkpoint, TrainingState
+from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
 from gptmini.data.token_files import TokenData
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer

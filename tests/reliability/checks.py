@@ -4,6 +4,7 @@ Each takes an empty folder to work in and returns how many cases it tried.
 """
 
 import errno
+import io
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import resource
 import shutil
 import signal
 import sys
-from contextlib import closing
+from contextlib import closing, redirect_stderr
 from itertools import count
 
 import hostile
@@ -21,8 +22,10 @@ from disk import Disk, after_power_loss, failing, kill, kill_inside, lie, put, r
 from transformers import AutoModelForCausalLM
 
 from gptmini import atomic_io
-from gptmini.checkpoint import hf_gpt2, manifest, store
+from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, state, store
+from gptmini.checkpoint.state import Checkpoint, TrainingState
 from gptmini.config import GPTConfig
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 
 CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=2, context_length=2, vocab_size=3)
@@ -46,16 +49,17 @@ def checkpoint(step):
     optimizer = {f"{name}.exp_avg": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     optimizer["ln_f.bias.step"] = torch.tensor(float(step))
     optimizer["ln_f.bias.exp_avg_sq"] = torch.randn(2, generator=generator, dtype=torch.float64)
-    state = store.TrainingState(
+    state = TrainingState(
         step=step,
         tokens=64 * step,
         val_loss=VAL_LOSSES[step],
+        best_step=min(range(1, step + 1), key=lambda s: VAL_LOSSES[s] or 9.0),
         config={"optim": {"lr": 1e-3}},
         data_digest="d",
         tokenizer_digest="t",
         environment={"torch": torch.__version__},
     )
-    return store.Checkpoint(step, model, optimizer, state)
+    return Checkpoint(step, model, optimizer, state)
 
 
 def assert_same(found, expected):
@@ -114,11 +118,29 @@ def assert_finished(run, last_step):
     assert contents(run) == contents(uninterrupted)
 
 
+STRAYS = ("README.md", ".DS_Store", ".gitattributes", ".cache/huggingface/x", ".ipynb_checkpoints/x-copy",
+          "training/.DS_Store")  # fmt: skip
+"""What others may put into a step's folder."""
+
+
 def contents(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    """Its files, less those of others in a step's folder."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(p): (folder / p).read_bytes() for p in found if not str(p).endswith(STRAYS)}
 
 
-def started_run(folder):
+def put_strays(step_folder):
+    for name in STRAYS:
+        (step_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (step_folder / name).write_text(name)
+
+
+def found_strays(step_folder):
+    """Those that are still there, unchanged."""
+    return [name for name in STRAYS if (path := step_folder / name).exists() and path.read_text() == name]
+
+
+def started_run(folder, strays=False):
     """A run that has saved step 1, made once and copied."""
     if not (folder / "started").exists():
         with Disk().under():
@@ -126,6 +148,8 @@ def started_run(folder):
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(folder / "started", run)
+    if strays:
+        put_strays(run / "checkpoints" / "step-00000001")
     return run
 
 
@@ -149,12 +173,15 @@ def in_a_child(work):
     return (numbers[-1] if numbers else None), killed
 
 
-def check_kills(folder, stride=1, last_step=3):
-    """Kill -9 at every operation of a resume and its saves, and inside each write."""
+def check_kills(folder, stride=1, last_step=3, strays=False):
+    """Kill -9 at every operation of a resume and its saves, and inside each write.
+
+    With `strays`, others have put files into the step's folder: they stay there.
+    """
     kills = 0
     for fault in (kill, kill_inside):
         for at in count(0, stride):
-            run = started_run(folder)
+            run = started_run(folder, strays)
 
             def work(report, run=run, fault=fault, at=at):
                 with Disk(fault, at).under():
@@ -166,6 +193,7 @@ def check_kills(folder, stride=1, last_step=3):
             kills += 1
             assert_intact(run, promised or 1)
             assert_finished(run, last_step)
+            assert not strays or found_strays(run / "checkpoints" / "step-00000001") == [*STRAYS]
     return kills
 
 
@@ -337,23 +365,44 @@ def check_lengths(folder, stride=1):
 
 
 def check_missing_and_extra(folder):
-    """Every file goes missing, becomes a link, or gets company."""
+    """Every file goes missing, becomes a link to itself or to another file, or gets company."""
     step, cases = step_folder(folder), 0
     aside = folder / "aside"
     for path in sorted(p for p in step.rglob("*") if p.is_file()):
         path.rename(aside)
         refused(step, path)
-        path.symlink_to(aside)
+        path.symlink_to(aside)  # as in the Hub's cache
+        manifest.verify(step)
+        path.unlink()
+        path.symlink_to(__file__)
         refused(step, path)
         path.unlink()
         aside.rename(path)
         extra = path.with_name("extra")
         extra.write_bytes(b"")
-        refused(step, extra)
+        manifest.verify(step)
         extra.unlink()
-        cases += 3
+        cases += 4
     manifest.verify(step)
     return cases
+
+
+def check_strays(folder):
+    """What others put into a step's folder stays there when it is pruned, or damaged and saved again."""
+    checkpoints = store.CheckpointStore(folder / "run", keep=1)
+    for step in (1, 2):
+        checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
+        put_strays(checkpoints.path(step))
+    assert_same(checkpoints.latest()[0], checkpoint(2))
+    assert checkpoints.steps() == [2]
+    first = {str(p.relative_to(checkpoints.path(1))) for p in checkpoints.path(1).rglob("*") if p.is_file()}
+    assert first == {*STRAYS} == {*found_strays(checkpoints.path(1))}
+    for name in ("manifest.json", "model.safetensors"):
+        (checkpoints.path(2) / name).write_bytes(b"{}")
+        checkpoints.save(checkpoint(2), CONFIG, PlainTokenizer())
+        assert_same(checkpoints.latest()[0], checkpoint(2))
+        assert found_strays(checkpoints.path(2)) == [*STRAYS]
+    return 2 * len(STRAYS)
 
 
 def check_fallback(folder):
@@ -389,12 +438,113 @@ def check_pruning(folder):
     for step, kept in expected.items():
         checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
         assert checkpoints.steps() == kept
-    (checkpoints.path(6) / "manifest.json").write_bytes(b"{}")
+        assert checkpoints.best() == checkpoints.path(checkpoint(step).state.best_step)
+    (checkpoints.path(6) / "model.safetensors").write_bytes(b"{}")
     shutil.copytree(checkpoints.path(6), checkpoints.path(9))
     checkpoints.save(checkpoint(6), CONFIG, PlainTokenizer())  # written anew, because it was damaged
     assert checkpoints.steps() == [5, 6, 9]
     assert checkpoints.latest()[0].step == 6
     return len(expected)
+
+
+def damage(path, flip=1):
+    """Change the last byte but two of a file, so that JSON stays JSON."""
+    content = bytearray(path.read_bytes())
+    content[-3] ^= flip
+    path.write_bytes(content)
+
+
+def saved_steps(run, last_step):
+    """A store that has saved steps 1 to `last_step` and pruned none."""
+    checkpoints = store.CheckpointStore(run, keep=9)
+    with Disk().under():
+        for step in range(1, last_step + 1):
+            checkpoints.save(checkpoint(step), CONFIG, PlainTokenizer())
+    return checkpoints
+
+
+def check_pruning_of_damaged(folder):
+    """A checkpoint that is damaged deletes no other one, and does not count as kept."""
+    expected = {1: {2, 4, 6}, 2: {3, 4, 6}, 3: {2, 4, 6}, 4: {2, 3, 6}}  # by what is damaged; 2 is the best
+    cases = 0
+    for name in (manifest.STATE, "model.safetensors", "manifest.json"):
+        for damaged, whole in expected.items():
+            for resumed in (False, True):
+                checkpoints = saved_steps(folder / f"run-{cases}", 4)
+                path = checkpoints.path(damaged) / name
+                content = path.read_bytes()
+                if name == manifest.STATE:  # the best would be the worst, or another one the best
+                    loss, other = json.dumps(VAL_LOSSES[damaged]), b"9.5" if damaged == 2 else b"0.1"
+                    changed = content.replace(f'"val_loss": {loss}'.encode(), b'"val_loss": ' + other)
+                else:
+                    changed = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+                assert changed != content
+                path.write_bytes(changed)
+                if resumed:
+                    checkpoints = store.CheckpointStore(checkpoints.run_folder, keep=2)
+                checkpoints.keep = 2
+                with Disk().under():
+                    checkpoints.save(checkpoint(6), CONFIG, PlainTokenizer())
+                assert set(checkpoints.steps()) - {damaged} == whole, (name, damaged)
+                assert damaged in checkpoints.steps() or (name == "model.safetensors" and damaged != 2)
+                cases += 1
+    return cases
+
+
+def check_best_damaged(folder):
+    """Where the best checkpoint is damaged, the newest whole one is read, and a line says so."""
+    cases = 0
+    for damaged in ((2,), (2, 4)):  # 4 is the newest
+        for name in ("config.json", "model.safetensors", manifest.STATE, "manifest.json"):
+            checkpoints = saved_steps(folder / f"run-{cases}", 4)
+            for step in damaged:
+                overwrite(checkpoints.path(step) / name, b"{}")
+            with redirect_stderr(io.StringIO()) as said:
+                model, _ = store.load_model(checkpoints.run_folder)
+            newest = 3 if 4 in damaged else 4
+            assert torch.equal(model.ln_f.weight, checkpoint(newest).model["ln_f.weight"])
+            line, end = said.getvalue().split("\n")
+            assert "step-00000002/" in line
+            assert line.endswith(f"step-{newest:08d} is read instead")
+            assert not end
+            cases += 1
+    return cases
+
+
+def check_readers(folder, stride=1):
+    """At any line of a reader, a run saves and prunes what is being read: another one is read, in silence."""
+    tokenizer = Tokenizer.train("abc", "chars")
+    places = tuple(module.__file__ for module in (store, state, manifest, safetensors_io, gpt2_directory))
+    checkpoints, second = store.CheckpointStore(folder / "started", keep=1), checkpoint(2)
+    checkpoints.save(checkpoint(1), CONFIG, tokenizer)
+    for cases in count():
+        run, lines = folder / f"run-{cases}", iter(range(cases * stride, -1, -1))
+        shutil.copytree(checkpoints.run_folder, run)
+        training = store.CheckpointStore(run, keep=1)
+
+        def trace(frame, event, arg, lines=lines, training=training):
+            if frame.f_code.co_filename not in places:
+                return None
+            if event == "line" and next(lines, None) == 0:
+                sys.settrace(None)
+                with Disk().under():
+                    training.save(second, CONFIG, tokenizer)
+                return None
+            return trace
+
+        with redirect_stderr(io.StringIO()) as said:
+            sys.settrace(trace)
+            try:
+                model, found = store.load_model(run)
+            finally:
+                sys.settrace(None)
+        weights = [checkpoint(step).model["ln_f.weight"] for step in (1, 2)]
+        assert any(torch.equal(model.ln_f.weight, weight) for weight in weights)
+        assert found.digest == tokenizer.digest
+        assert said.getvalue() == ""
+        if training.steps() == [1]:  # the reader was faster
+            return cases
+        shutil.rmtree(run)
 
 
 def check_lock(folder):
@@ -486,11 +636,12 @@ def check_hostile(folder, only=None):
             (hub / name).unlink()
             make(hub / name)
             cases.append((f"hub {name}: {what}", case))
-    for name in ("model.safetensors", "training") if only is None else ():
-        case, hub = copied(folder, "run", valid_hub, valid_step, len(cases))
-        (hub / name).rename(case / "outside")
-        (hub / name).symlink_to(case / "outside")
-        cases.append((f"run {name}: a link", case))
+    for name in ("model.safetensors", "config.json", "manifest.json") if only in (None, "links") else ():
+        for what, make in {**hostile.SPECIAL_FILES, **hostile.LINKS}.items():
+            case, hub = copied(folder, "run", valid_hub, valid_step, len(cases))
+            (hub / name).unlink()
+            make(hub / name)
+            cases.append((f"run {name}: {what}", case))
 
     outcomes = read_with_little_memory(folder, cases)
     for name, _ in cases:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gptmini import atomic_io
-from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, store
+from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, state, store
 from gptmini.data import batching
 from gptmini.training import (
     initialize,
@@ -34,6 +34,7 @@ MODULES = (
     manifest,
     hf_gpt2,
     gpt2_directory,
+    state,
     store,
     batching,
     signals,

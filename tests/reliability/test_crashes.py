@@ -15,6 +15,12 @@ def test_a_kill_at_any_operation_leaves_the_previous_or_the_new_checkpoint(tmp_p
     assert kills >= (300 if long else 20)
 
 
+def test_a_kill_loses_no_file_of_others_in_a_step_folder(tmp_path, long):
+    kills = checks.check_kills(tmp_path, stride=1 if long else 37, strays=True)
+    print(f"kills beside files of others: {kills}")
+    assert kills >= (300 if long else 8)
+
+
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, long):
     chains = 250 if long else 5
     kills = checks.check_kill_chains(tmp_path, chains)
