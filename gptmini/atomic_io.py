@@ -12,18 +12,16 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from gptmini.errors import DamagedError, InUseError
+from gptmini.errors import DamagedError
 
 _TEMPORARY = ".gptmini-tmp-{name}-{hex}"  # a name that nobody else gives; the first runs began it by .tmp-
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
-
 NOT_WHOLE = "was not written whole; is the disk full?"
-
 Bytes = bytes | bytearray | memoryview
 
 
@@ -150,17 +148,16 @@ def sync_folders(path: Path) -> None:
             _sync_folder(folder)
 
 
-def remove_files(folder: Path, names: Iterable[str]) -> None:
+def remove_files(folder: Path, names: Collection[str]) -> None:
     """Delete these files of a folder, and the folders that are left empty, itself included, for good.
 
     A link is deleted, not what it points to; below a link to a folder nothing is.
     """
     with _errors_name_path(folder):
-        for path in (folder / name for name in names):
-            is_file = os.path.islink(path) or os.path.isfile(path)
-            if is_file and os.path.realpath(path.parent).startswith(os.path.realpath(folder)):
-                os.unlink(path)
-        for parent, _, _ in os.walk(folder, topdown=False):
+        for parent, _, files in os.walk(folder, topdown=False):
+            for file in files:
+                if Path(parent, file).relative_to(folder).as_posix() in names:
+                    os.unlink(Path(parent, file))
             if os.listdir(parent):
                 _sync_folder(parent)
             else:
@@ -226,36 +223,6 @@ def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
         return
     with open(path, "rb") as lines:
         write_file(path, (line for line in lines if line.endswith(b"\n") and keep(line)))
-
-
-@contextmanager
-def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
-    """Hold the lock file at `path`, in a folder that is made if missing, for the length of the block.
-
-    Raises InUseError, naming `what`, if another process holds it; OSError where the file cannot be opened, or
-    is a symbolic link. Yields a function that raises OSError if the locked file is no longer at `path`: it or
-    its folder was moved or removed, and another process may now hold a lock of the same name.
-    """
-    from filelock import FileLock, Timeout  # here, because importing it takes 0.1 s
-
-    make_folder(path.parent)
-    # A soft lock, filelock's fallback on filesystems without flock, would outlive its process. A real one is
-    # freed by the operating system, however the process ends; the file itself stays and means nothing.
-    file_lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
-    try:
-        file_lock.acquire()
-    except Timeout:
-        raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
-    try:
-        locked = path.stat()  # the open lock file keeps its inode from being reused
-
-        def check() -> None:
-            if not (path.exists() and os.path.samestat(locked, path.stat())):
-                raise OSError(errno.ESTALE, f"{what} was removed or moved while in use", str(path))
-
-        yield check
-    finally:
-        file_lock.release()
 
 
 def _write_all(file: int, data: Bytes) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from gptmini import atomic_io
+from gptmini import atomic_io, lock
 from gptmini.errors import DamagedError, InUseError
 
 
@@ -151,8 +151,8 @@ def test_a_torn_last_line_is_dropped_with_the_unwanted_ones(tmp_path):
 LOCK = """
 import sys
 from pathlib import Path
-from gptmini import atomic_io
-with atomic_io.lock(Path(sys.argv[1]), "it"):
+from gptmini import lock
+with lock.lock(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -166,18 +166,18 @@ def test_a_lock_is_held_against_others_and_freed_by_a_kill(tmp_path):
         assert holder.stdout.readline() == b"held\n"
         with (
             pytest.raises(InUseError, match="the run is in use"),
-            atomic_io.lock(tmp_path / "lock", "the run"),
+            lock.lock(tmp_path / "lock", "the run"),
         ):
             pass
         holder.kill()
-    with atomic_io.lock(tmp_path / "lock", "the run"):
+    with lock.lock(tmp_path / "lock", "the run"):
         pass
 
 
 def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path):
-    with pytest.raises(ZeroDivisionError), atomic_io.lock(tmp_path / "lock", "it"):
+    with pytest.raises(ZeroDivisionError), lock.lock(tmp_path / "lock", "it"):
         raise ZeroDivisionError
-    with atomic_io.lock(tmp_path / "lock", "it"):
+    with lock.lock(tmp_path / "lock", "it"):
         pass
 
 
@@ -185,12 +185,12 @@ def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path):
 def test_a_lock_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "elsewhere").write_text("")
     (tmp_path / "lock").symlink_to("elsewhere")
-    with pytest.raises(OSError, match=str(tmp_path / "lock")), atomic_io.lock(tmp_path / "lock", "it"):
+    with pytest.raises(OSError, match=str(tmp_path / "lock")), lock.lock(tmp_path / "lock", "it"):
         pass
 
 
 def test_a_lock_notices_that_its_file_is_gone_or_another(tmp_path):
-    with atomic_io.lock(tmp_path / "lock", "the run") as check:
+    with lock.lock(tmp_path / "lock", "the run") as check:
         check()
         (tmp_path / "lock").rename(tmp_path / "moved")
         with pytest.raises(OSError, match="the run was removed or moved while in use"):
@@ -208,5 +208,5 @@ def test_a_filesystem_without_locks_is_an_error_and_not_a_lock_that_outlives_its
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(OSError, match="Function not implemented"), atomic_io.lock(tmp_path / "lock", "it"):
+    with pytest.raises(OSError, match="Function not implemented"), lock.lock(tmp_path / "lock", "it"):
         pass

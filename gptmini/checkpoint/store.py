@@ -33,6 +33,7 @@ from gptmini.checkpoint.state import Checkpoint, TrainingState, read_checkpoint,
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, UserError
+from gptmini.lock import lock
 from gptmini.model import GPT
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})")
@@ -100,7 +101,7 @@ class CheckpointStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training in the run folder; raises InUseError if one does."""
-        with atomic_io.lock(self.run_folder / ".lock", f"run folder {self.run_folder}") as self._check_lock:
+        with lock(self.run_folder / ".lock", f"run folder {self.run_folder}") as self._check_lock:
             yield
         self._check_lock = None
 
@@ -273,7 +274,7 @@ class CheckpointStore:
     def _delete_files(self, removed: Path, names: Iterable[str] = ()) -> None:
         with suppress(DamagedError):
             names = {*names, *read_manifest(removed)}
-        atomic_io.remove_files(removed, names)
+        atomic_io.remove_files(removed, {*names})
         atomic_io.remove_files(removed, [MANIFEST])  # last: after a crash it says what is to go
         if removed.exists():
             atomic_io.rename(removed, self.folder / removed.name.removeprefix(_REMOVED))

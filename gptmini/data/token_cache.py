@@ -20,6 +20,7 @@ from gptmini.config import TokenizerConfig
 from gptmini.data.datasets import cache_folder
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
+from gptmini.lock import lock
 
 FORMAT_VERSION = 2  # a new format makes new entries and leaves the old ones alone
 
@@ -80,7 +81,7 @@ def _exclusive(entry: Path, quiet: bool) -> Iterator[None]:
     with ExitStack() as stack:
         for attempt in itertools.count():
             try:
-                stack.enter_context(atomic_io.lock(entry / "lock", str(entry)))
+                stack.enter_context(lock(entry / "lock", str(entry)))
                 break
             except InUseError:
                 if attempt == 0 and not quiet:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptmini import atomic_io
+from gptmini import atomic_io, lock
 from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, state, store
 from gptmini.data import batching
 from gptmini.training import (
@@ -30,6 +30,7 @@ from gptmini.training import (
 # Each imports names from those before it, so all are executed again, in this order.
 MODULES = (
     atomic_io,
+    lock,
     safetensors_io,
     manifest,
     hf_gpt2,

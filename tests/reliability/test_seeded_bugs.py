@@ -10,7 +10,7 @@ import checks
 import pytest
 from seeded import assert_caught, to_run
 
-from gptmini import atomic_io
+from gptmini import atomic_io, lock
 from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, state, store
 
 pytestmark = [
@@ -280,14 +280,14 @@ BUGS = [
     (
         "there is no lock",
         checks.check_lock,
-        atomic_io,
+        lock,
         "        file_lock.acquire()\n",
         "        path.touch()\n",
     ),
     (
         "the lock is given back at once",
         checks.check_lock,
-        atomic_io,
+        lock,
         "        yield check\n",
         "        file_lock.release()\n        yield check\n",
     ),
