@@ -5,7 +5,6 @@ val.sha256 have a digest of each block, and SHA256SUMS the digests of all other 
 its digest when the folder is opened, and each block again when it is read. Nothing here imports torch.
 """
 
-import itertools
 import os
 import sys
 import weakref
@@ -171,19 +170,25 @@ def create_token_file(path: Path, ids: Iterable[bytes]) -> None:
     """Write a new .bin file, and beside it the digests of its blocks."""
     digests = bytearray()
 
-    def blocks() -> Iterator[bytes]:
-        waiting = bytearray()
-        for data in itertools.chain(ids, [None]):
-            waiting += data or b""
-            # whole blocks, and what is left at the end
-            while len(waiting) >= (BLOCK_BYTES if data is not None else 1):
-                block = bytes(waiting[:BLOCK_BYTES])
-                del waiting[:BLOCK_BYTES]
-                digests.extend(_digest(block))
-                yield block
+    def digested() -> Iterator[bytes]:
+        for block in _in_blocks(ids):
+            digests.extend(_digest(block))
+            yield block
 
-    atomic_io.create_file(path, blocks())
+    atomic_io.create_file(path, digested())
     atomic_io.create_file(path.with_suffix(".sha256"), digests)
+
+
+def _in_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of BLOCK_BYTES; the last may be shorter."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= BLOCK_BYTES:
+            yield bytes(waiting[:BLOCK_BYTES])
+            del waiting[:BLOCK_BYTES]
+    if waiting:
+        yield bytes(waiting)
 
 
 def create_sums(folder: Path) -> None:
