@@ -1,5 +1,6 @@
 """gptmini.evaluation.evaluate: the loss of a model over a text, whatever the model is wrapped in."""
 
+import gzip
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gptmini.config import GPTConfig, RuntimeConfig
 from gptmini.data.tokenizers import CharTokenizer
-from gptmini.errors import UserError
+from gptmini.errors import DamagedError, UserError
 from gptmini.evaluation.evaluate import evaluate
 from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.generation.cpu_linear import optimize_for_cpu
@@ -49,8 +50,13 @@ def test_a_path_is_a_file_and_a_str_is_text(model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no_such\.txt: cannot be read: No such file"):
         evaluate(model, TOKENIZER, tmp_path / "no_such.txt")
     path.write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"text.txt: not UTF-8 text \(byte 0\)"):
+    with pytest.raises(UserError, match=r"text.txt: not UTF-8 text at byte 0"):
         evaluate(model, TOKENIZER, path)
+    # a file is read as a corpus is
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert evaluate(model, TOKENIZER, path) == expected
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    assert evaluate(model, TOKENIZER, tmp_path / "a.txt.gz") == expected
 
 
 def test_dropout_is_off_and_every_submodule_keeps_its_mode(model):
@@ -86,7 +92,15 @@ def test_what_cannot_be_evaluated_is_one_line(model):
             evaluate(model, TOKENIZER, text)
     with pytest.raises(UserError, match=r"takes a text \(str\) or a file \(pathlib.Path\), not list"):
         evaluate(model, TOKENIZER, [1, 2, 3])
+    for batch_size in (0, -1, 2.5, "8"):
+        with pytest.raises(UserError, match="batch_size"):
+            evaluate(model, TOKENIZER, TEXT, batch_size=batch_size)
     with pytest.raises(UserError, match="tokenizer = None was given"):
         evaluate(model, None, TEXT)
     with pytest.raises(UserError, match="token id 8, but the model's vocab_size is 7"):
         evaluate(model, CharTokenizer("abcdefghi"), "hihi")
+    assert evaluate(model, CharTokenizer("abcdefghi"), "dada").tokens == 3  # what it reads, it evaluates
+    with torch.no_grad():
+        model.blocks[0].ln_1.weight[3] = math.nan
+    with pytest.raises(DamagedError, match=r"model: the loss is nan, because blocks.0.\w+.weight holds NaN"):
+        evaluate(model, TOKENIZER, TEXT)

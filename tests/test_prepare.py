@@ -188,3 +188,19 @@ def test_what_is_not_utf8_is_named_with_file_and_offset(tmp_path):
 def test_preparing_imports_no_torch():
     code = "import sys, gptmini.data.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_short_split_is_named_as_the_user_gave_it(tmp_path):
+    (tmp_path / "a.txt").write_text("a long enough text. " * 9)
+    (tmp_path / "b.txt").write_text("ab")
+    config = DataConfig(corpus=str(tmp_path / "a.txt"), val_corpus=str(tmp_path / "b.txt"))
+    with pytest.raises(
+        UserError, match=r"^data\.val_corpus = .*b\.txt: the validation split has 2 tokens"
+    ) as error:
+        prepare(config, BYTES, 4, quiet=True)
+    assert "val_fraction" not in str(error.value)
+    with pytest.raises(UserError, match=r"^data\.corpus = .*b\.txt: the training split has .*val_fraction"):
+        prepare(DataConfig(corpus=str(tmp_path / "b.txt")), BYTES, 4, quiet=True)
+    (tmp_path / "b.txt").write_text("")
+    with pytest.raises(UserError, match=r"^data\.val_corpus = .*: the validation split has 0 tokens"):
+        prepare(config, BYTES, 4, quiet=True)

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import itertools
 import os
+import platform
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,15 @@ from gptmini.data.corpus import Chunk, Contents, Corpus, character_boundary, ope
 from gptmini.data.datasets import NAMED, is_downloaded
 from gptmini.data.dedup import ParagraphDeduplicator
 from gptmini.data.documents import STANDARD_INPUT
-from gptmini.data.token_files import Meta, TokenData, create_sums, create_token_file, open_token_files
+from gptmini.data.python_docs import PYTHON_DOCS
+from gptmini.data.token_files import (
+    Meta,
+    TokenData,
+    create_sums,
+    create_token_file,
+    open_token_files,
+    tokens_digest,
+)
 from gptmini.data.tokenizers import Tokenizer, build_tokenizer
 from gptmini.errors import UserError
 
@@ -31,15 +40,20 @@ BATCH_BYTES = 1 << 18  # of text that one thread encodes at a time
 
 
 def prepare(
-    data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, context_length: int, quiet: bool = False
+    data: DataConfig,
+    tokenizer: TokenizerConfig | Tokenizer,
+    context_length: int,
+    quiet: bool = False,
+    trained_on: str | None = None,
 ) -> TokenData:
     """The corpus of `data` as tokens, made now or found in the cache folder.
 
     The validation split is `val_corpus`, or else the last `val_fraction` of the text: whole documents where
     one ends near that place, otherwise cut between two characters. Raises UserError where a split is shorter
-    than one window of context_length + 1 tokens.
+    than one window of context_length + 1 tokens, or where text and split are not those of the run whose
+    tokens have the digest `trained_on`.
     """
-    return prepare_corpus(*_open(data), tokenizer, context_length, quiet)
+    return prepare_corpus(*_open(data), tokenizer, context_length, quiet, trained_on)
 
 
 def _open(data: DataConfig) -> tuple[Corpus, float | Corpus]:
@@ -56,6 +70,7 @@ def prepare_corpus(
     tokenizer: TokenizerConfig | Tokenizer,
     context_length: int,
     quiet: bool = False,
+    trained_on: str | None = None,
 ) -> TokenData:
     """A corpus as tokens; `validation` is the fraction at its end that is kept for it, or another corpus.
 
@@ -66,6 +81,9 @@ def prepare_corpus(
     split = _split(corpus, validation)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _find_or_build_tokenizer(tokenizer, split, quiet)
+    if trained_on is not None:  # before another text is encoded, with a tokenizer that may not know it
+        digest = tokens_digest(split.digest, tokenizer.digest, split.train_bytes)
+        require_same_text(digest, trained_on, split.corpus.name)
 
     # text, split and tokenizer name the folder; its tokens are written only if they are not there yet
     folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
@@ -77,11 +95,13 @@ def prepare_corpus(
         if len(tokens) < context_length + 1:
             repeated = found.meta.repeated_bytes if name == "validation" else 0
             left_out = f" ({repeated:,} bytes that also occur in the training text were left out)"
+            source, advice = corpus, " or another data.val_fraction"
+            if isinstance(validation, Corpus):
+                source, advice = (validation if name == "validation" else corpus), ""
             raise UserError(
-                f"data.corpus = {corpus.name}: the {name} split has {len(tokens):,} tokens"
+                f"{source.key} = {source.name}: the {name} split has {len(tokens):,} tokens"
                 f"{left_out if repeated else ''}, but one window needs model.context_length + 1 = "
-                f"{context_length + 1:,}; use more text, a shorter model.context_length or another "
-                "data.val_fraction"
+                f"{context_length + 1:,}; use more text or a shorter model.context_length{advice}"
             )
     return found
 
@@ -104,10 +124,10 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> T
     The text is read once for its digest, as it may have changed. Standard input is not read. Raises
     DamagedError where the files are not what was written.
     """
-    for corpus in filter(None, (data.corpus, data.val_corpus)):
-        for name in (corpus,) if isinstance(corpus, str) else corpus:
-            if name == STANDARD_INPUT or (name in NAMED and not is_downloaded(name)):
-                return None
+    if STANDARD_INPUT in (names := corpus_names(data)):
+        return None
+    if any(name in NAMED and not is_downloaded(name) for name in names):
+        return None
     try:
         split = _split(*_open(data))
         if not isinstance(tokenizer, Tokenizer):
@@ -121,6 +141,26 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> T
         return None
     folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
     return open_token_files(folder) if folder.exists() else None
+
+
+def corpus_names(data: DataConfig) -> list[str]:
+    """All that stands in data.corpus and data.val_corpus, in order."""
+    corpora = (data.corpus, data.val_corpus or ())
+    return [name for corpus in corpora for name in ((corpus,) if isinstance(corpus, str) else corpus)]
+
+
+def require_same_text(digest: str, trained_on: str, corpus: str) -> None:
+    """The rule for all that read a run's text after it: resume, evaluate, report.
+
+    Raises UserError where the digest of its tokens is not that of the tokens that the run was `trained_on`.
+    """
+    if digest != trained_on:
+        version = f" (python-docs is that of Python {platform.python_version()} here)"
+        raise UserError(
+            f"data.corpus = {corpus}: text or split are not what the run was started with"
+            f"{version if PYTHON_DOCS in corpus else ''}; put the old text back (evaluate --corpus reads "
+            "another text, and train.init_from starts a run on one)"
+        )
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:

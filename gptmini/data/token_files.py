@@ -132,8 +132,12 @@ class TokenData:
     @property
     def digest(self) -> str:
         """Equal exactly where both streams are: text, split and tokenizer decide it."""
-        parts = (self.meta.corpus_digest, self.meta.tokenizer_digest, str(self.meta.train_bytes))
-        return sha256(" ".join(parts).encode()).hexdigest()
+        return tokens_digest(self.meta.corpus_digest, self.meta.tokenizer_digest, self.meta.train_bytes)
+
+
+def tokens_digest(corpus_digest: str, tokenizer_digest: str, train_bytes: int) -> str:
+    """The digest of tokens, from what they are made of."""
+    return sha256(f"{corpus_digest} {tokenizer_digest} {train_bytes}".encode()).hexdigest()
 
 
 def open_token_files(folder: Path) -> TokenData:

@@ -3,15 +3,17 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from gptmini.checkpoint.store import load_model
-from gptmini.config import Config, RuntimeConfig, load_config
+from gptmini.checkpoint.safetensors_io import read_json
+from gptmini.checkpoint.store import CheckpointStore, load_model
+from gptmini.config import DataConfig, RuntimeConfig, load_config
 from gptmini.data.corpus import open_corpus
-from gptmini.data.prepare import encode_corpus, prepare
+from gptmini.data.prepare import encode_corpus, find_prepared, prepare
 from gptmini.data.token_files import TokenData, TokenStream
 from gptmini.errors import UserError
 from gptmini.evaluation.baselines import first_bytes, measure_baselines
+from gptmini.evaluation.evaluate import require_finite_loss, require_known_ids
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_fraction, longest_shared_run, text_blocks
 from gptmini.evaluation.window_losses import WindowLosses, evaluate_windows
 from gptmini.generation.cpu_linear import optimize_for_cpu
@@ -42,25 +44,33 @@ def evaluate_checkpoint(
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so it cannot read a text")
     length = model.config.context_length
+    run = _find_run(checkpoint)
 
-    # The run's own text is what baselines are trained on; with --corpus it may be missing.
+    # The run's own text is what baselines are trained on; for another text it is used if it is at hand.
     data: TokenData | None = None
-    try:
-        data = prepare(_run_config(checkpoint).data, tokenizer, length)
-    except UserError:
-        if corpus is None or memorization:
-            raise
+    if corpus is None or memorization:
+        if run is None:
+            raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: name a text by --corpus")
+        data = prepare(run.data, tokenizer, length, trained_on=run.trained_on)
+    elif run is not None:
+        data = find_prepared(run.data, tokenizer)
+        if data is not None and run.trained_on not in (None, data.digest):
+            data = None
     if corpus is not None:
-        tokens: TokenStream = encode_corpus(open_corpus(tuple(corpus), key="--corpus"), tokenizer)
+        settings = run.data if run else DataConfig()
+        opened = open_corpus(tuple(corpus), settings.text_field, settings.errors, key="--corpus")
+        tokens: TokenStream = encode_corpus(opened, tokenizer)
         if len(tokens) < 2:
             raise UserError(f"--corpus {' '.join(corpus)}: is less than two tokens long")
         data = data and dataclasses.replace(data, val=tokens)
     else:
         assert data is not None
         tokens = data.val
+    require_known_ids(model, tokenizer, tokens)
 
     found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
     exact = found.overall.loss
+    require_finite_loss(model, exact, checkpoint)
     if precision != "fp32":
         model = optimize_for_cpu(model, precision)
         found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
@@ -74,12 +84,24 @@ def evaluate_checkpoint(
         yield from _memorization_lines(model, data)
 
 
-def _run_config(checkpoint: str) -> Config:
-    """The config of the run that a checkpoint belongs to; it may be the run folder itself."""
-    for folder in (Path(checkpoint), Path(checkpoint).resolve().parent.parent):
+class _Run(NamedTuple):
+    """The text of the run that a checkpoint belongs to."""
+
+    data: DataConfig
+    trained_on: str | None  # the digest of its tokens
+
+
+def _find_run(checkpoint: str) -> _Run | None:
+    """The run of a checkpoint, which may be the run folder itself."""
+    path = Path(checkpoint)
+    for folder in (path, path.resolve().parent.parent):
         if (folder / "config.yaml").is_file():
-            return load_config(folder / "config.yaml")
-    raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: name a text by --corpus")
+            store = CheckpointStore(folder, keep=1)
+            steps = [store.path(step) for step in store.steps()] if folder == path else []
+            state = [path, *steps][-1] / "training" / "state.json"
+            digest = read_json(state).get("data_digest") if state.is_file() else None
+            return _Run(load_config(folder / "config.yaml").data, digest)
+    return None
 
 
 def _window_lines(found: WindowLosses, length: int) -> Iterator[str]:

@@ -13,7 +13,8 @@ from gptmini import __version__
 from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import load_model
 from gptmini.config import RuntimeConfig, flatten_config
-from gptmini.data.prepare import prepare
+from gptmini.data.documents import STANDARD_INPUT
+from gptmini.data.prepare import corpus_names, prepare
 from gptmini.errors import DamagedError, MissingPackageError, UserError
 from gptmini.evaluation.baselines import Baselines, measure_baselines
 from gptmini.report.runs import Run, read_runs
@@ -80,9 +81,10 @@ def _run_content(
         content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         if tokenizer is None:
             raise UserError("its checkpoint holds no tokenizer")
-        data = prepare(run.config.data, tokenizer, model.config.context_length, quiet=True)
-        if data.digest != run.data_digest:
-            raise UserError("its text has changed since it was trained")
+        if STANDARD_INPUT in corpus_names(run.config.data):
+            raise UserError("its text came from standard input")
+        length = model.config.context_length
+        data = prepare(run.config.data, tokenizer, length, quiet=True, trained_on=run.data_digest)
         content |= extreme_windows(model, data, runtime)
         if data.digest not in baselines:  # runs on the same data share them, as measuring takes seconds
             baselines[data.digest] = measure_baselines(data)

@@ -8,6 +8,7 @@ import torch
 
 from gptmini.data.token_files import TokenData, TokenStream
 from gptmini.data.tokenizers import Tokenizer
+from gptmini.evaluation.evaluate import require_finite_loss
 from gptmini.evaluation.window_losses import evaluate_windows
 from gptmini.model import GPT
 from gptmini.training.runtime import Runtime
@@ -25,6 +26,7 @@ def extreme_windows(model: GPT, data: TokenData, runtime: Runtime) -> dict[str, 
     """
     length = model.config.context_length
     found = evaluate_windows(model, data.val, data.tokenizer, length, runtime, count=2, max_tokens=TOKENS)
+    require_finite_loss(model, found.overall.loss, "its checkpoint")
     return {
         kind: [
             {

@@ -46,8 +46,11 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): as uncertain as a uniform choice among this many tokens."""
-        return math.exp(self.loss)
+        """exp(loss): as uncertain as a uniform choice among this many tokens; infinite where a float ends."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
 
 @torch.inference_mode()

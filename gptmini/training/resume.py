@@ -12,6 +12,7 @@ from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.state import Checkpoint, TrainingState
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
+from gptmini.data.prepare import corpus_names, require_same_text
 from gptmini.data.token_files import TokenData
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.distributed.context import DistributedContext, copy_full_
@@ -228,11 +229,7 @@ def check_resumable(saved: TrainingState, config: Config, data: TokenData, runti
                 "resume with that, or start a run in another folder"
             )
     # Another text would be in another order: the steps so far would say nothing about what has been seen.
-    if data.digest != saved.data_digest:
-        raise UserError(
-            f"data.corpus = {config.data.corpus}: text or split are not what the run was started with; "
-            "put the old text back, or start a run in another folder with train.init_from"
-        )
+    require_same_text(data.digest, saved.data_digest, ", ".join(corpus_names(config.data)))
 
     # Everything else may change, but not silently where it changes the bits.
     reasons = [f"{key} was {then[key]} and is now {now[key]}" for key in changed if affects_numerics(key)]
