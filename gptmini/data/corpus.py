@@ -112,17 +112,17 @@ class Corpus:
         """
         for read in self.sources:
             for document in read():
-                source, pieces, other_format = document.source, _pieces(document.blocks), None
+                (source, blocks), other_format = document, None
                 if isinstance(document, WholeFile):
-                    first = next(pieces, b"")
-                    pieces = itertools.chain([first], pieces)
+                    rest = iter(blocks)
+                    first = next(rest, b"")
+                    blocks = itertools.chain([first], rest)
                     other_format = describe_format(first[:4096])
                 if self.errors != "strict":
                     if other_format:
                         raise UserError(f"{source}: seems to be {other_format}")
-                    pieces = (text.encode() for text in codecs.iterdecode(pieces, "utf-8", self.errors))
-                for chunk in _cut(source, pieces):
-                    yield chunk._replace(other_format=other_format) if other_format else chunk
+                    blocks = (text.encode() for text in codecs.iterdecode(blocks, "utf-8", self.errors))
+                yield from _cut(source, blocks, other_format)
 
     def texts(self, max_bytes: int | None = None, end: int | None = None) -> Iterator[str]:
         """The text, chunk by chunk, or about `max_bytes` of it in chunks at even distances.
@@ -201,26 +201,21 @@ _RUN_OF_WHITESPACE = re.compile(
 )
 
 
-def _cut(source: str, blocks: Iterable[bytes]) -> Iterator[Chunk]:
+def _cut(source: str, blocks: Iterable[bytes], other_format: str | None = None) -> Iterator[Chunk]:
     """A document in chunks, without the byte order mark that some editors put in front."""
     waiting, offset = b"", 0  # bytes read but not yet in a chunk, and where they begin
     for block in blocks:
-        waiting += block
-        if offset == 0 and waiting.startswith(codecs.BOM_UTF8):
-            waiting, offset = waiting[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
-        while len(waiting) > CHUNK_BYTES:
-            end = _last_boundary(waiting)
-            yield Chunk(waiting[:end], source, offset, ends_document=False)
-            waiting, offset = waiting[end:], offset + end
-    if waiting:
-        yield Chunk(waiting, source, offset, ends_document=True)
-
-
-def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The blocks in pieces of a chunk at most: cutting a chunk off copies what follows it."""
-    for block in blocks:
+        # a long block piece by piece, as cutting a chunk off copies what follows it
         for start in range(0, len(block), CHUNK_BYTES):
-            yield block[start : start + CHUNK_BYTES]
+            waiting += block[start : start + CHUNK_BYTES]
+            if offset == 0 and waiting.startswith(codecs.BOM_UTF8):
+                waiting, offset = waiting[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+            while len(waiting) > CHUNK_BYTES:
+                end = _last_boundary(waiting)
+                yield Chunk(waiting[:end], source, offset, False, other_format)
+                waiting, offset = waiting[end:], offset + end
+    if waiting:
+        yield Chunk(waiting, source, offset, True, other_format)
 
 
 def _last_boundary(data: bytes) -> int:
