@@ -102,5 +102,5 @@ def test_what_cannot_be_evaluated_is_one_line(model):
     assert evaluate(model, CharTokenizer("abcdefghi"), "dada").tokens == 3  # what it reads, it evaluates
     with torch.no_grad():
         model.blocks[0].ln_1.weight[3] = math.nan
-    with pytest.raises(DamagedError, match=r"model: the loss is nan, because blocks.0.\w+.weight holds NaN"):
+    with pytest.raises(DamagedError, match="model: the loss is nan, as its weights are not finite"):
         evaluate(model, TOKENIZER, TEXT)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import shutil
 import sys
 
@@ -158,7 +159,8 @@ def gpt2_directory(folder, change):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(torch.nan, "bias holds NaN or infinity"), (3e38, "the weights are too large")]
+    ("value", "reason"),
+    [(torch.nan, "ln_1.bias holds NaN or inf"), (3e38, "the loss is (nan|-?inf), as its")],
 )
 def test_weights_that_give_no_finite_loss_are_damaged(folder, evaluate, value, reason):
     def change(weights):
@@ -166,9 +168,7 @@ def test_weights_that_give_no_finite_loss_are_damaged(folder, evaluate, value, r
         return {**weights, name: torch.full_like(weights[name], value)}
 
     broken = gpt2_directory(folder, change)
-    message = evaluate(broken, "--corpus", "text.txt", code=4)
-    assert f"{broken}: the loss is " in message
-    assert reason in message
+    assert re.search(rf"{broken}: .*{reason}", evaluate(broken, "--corpus", "text.txt", code=4))
 
 
 def test_a_perplexity_beyond_any_float_is_infinite(folder, evaluate):

@@ -50,7 +50,7 @@ def evaluate(
     runtime = Runtime(device, "fp32", threads=torch.get_num_threads(), compile=False)
     batches = validation_batches(tokens, gpt.config.context_length, batch_size)
     found = evaluate_batches(gpt, batches, tokenizer.count_bytes, runtime)
-    require_finite_loss(gpt, found.loss, "model")
+    require_finite_loss(found.loss, "model")
     return found
 
 
@@ -64,16 +64,12 @@ def require_known_ids(model: GPT, tokenizer: Tokenizer, tokens: TokenStream) -> 
         )
 
 
-def require_finite_loss(model: nn.Module, loss: float, name: str) -> None:
-    """Raise DamagedError where the loss is no number, naming the model and, if it can be told, the cause."""
+def require_finite_loss(loss: float, name: str) -> None:
+    """Raise DamagedError, naming the model, where the loss is no number."""
     if not math.isfinite(loss):
-        broken = (tensor for tensor, weights in model.named_parameters() if not weights.isfinite().all())
-        reason = (
-            f"{tensor} holds NaN or infinity"
-            if (tensor := next(broken, None))
-            else "the weights are too large"
+        raise DamagedError(
+            f"{name}: the loss is {loss}, as its weights are not finite or too large to compute with"
         )
-        raise DamagedError(f"{name}: the loss is {loss}, because {reason}: take an earlier checkpoint")
 
 
 def _encode(text: str | Path, tokenizer: Tokenizer) -> np.ndarray:

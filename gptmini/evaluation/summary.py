@@ -70,7 +70,7 @@ def evaluate_checkpoint(
 
     found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
     exact = found.overall.loss
-    require_finite_loss(model, exact, checkpoint)
+    require_finite_loss(exact, checkpoint)
     if precision != "fp32":
         model = optimize_for_cpu(model, precision)
         found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)

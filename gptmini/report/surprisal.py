@@ -26,7 +26,7 @@ def extreme_windows(model: GPT, data: TokenData, runtime: Runtime) -> dict[str, 
     """
     length = model.config.context_length
     found = evaluate_windows(model, data.val, data.tokenizer, length, runtime, count=2, max_tokens=TOKENS)
-    require_finite_loss(model, found.overall.loss, "its checkpoint")
+    require_finite_loss(found.overall.loss, "its checkpoint")
     return {
         kind: [
             {
