@@ -9,10 +9,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from gptmini.errors import UserError
 from gptmini.schema import Section, format_value, validate
 from gptmini.yaml_io import dump_yaml, read_yaml
 
@@ -20,6 +21,13 @@ from gptmini.yaml_io import dump_yaml, read_yaml
 def expand_home(path: str) -> str:
     """A path in which `~` or `~/...` stands for the home folder, as in a shell."""
     return os.path.expanduser(path) if re.match(r"~([/\\]|$)", path) else path
+
+
+def path_argument(value: object, needed: str) -> Path:
+    """A path given to a public function, `~` expanded; UserError where it is none, with what is needed."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{needed}, not {type(value).__name__}")
+    return Path(expand_home(os.fspath(value)))
 
 
 PathText = Annotated[
@@ -38,11 +46,26 @@ Attention = Annotated[
 ]
 
 
+_SHAPES_ELSEWHERE = {  # in nanoGPT and transformers, as far as the names are not alike
+    "block_size": "context_length",
+    "n_positions": "context_length",
+    "n_ctx": "context_length",
+    "seq_len": "context_length",
+    "max_position_embeddings": "context_length",
+    "d_model": "n_embd",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+
+
 class ModelConfig(Section):
     """The shape of the GPT; the defaults suit a laptop.
 
     GPT-2's four sizes are 12/12/768, 24/16/1024, 36/20/1280 and 48/25/1600, all with context 1024.
     """
+
+    foreign_names: ClassVar = _SHAPES_ELSEWHERE
 
     n_layer: int = Field(4, ge=1, description="Number of blocks.")
     n_head: int = Field(4, ge=1, description="Attention heads per block.")
@@ -81,6 +104,10 @@ class GPTConfig(ModelConfig):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as transformers' have it, for tools such as peft that ask a model for it."""
+        return {"model_type": "gpt2", "tie_word_embeddings": True, **self.model_dump()}
 
 
 class DataConfig(Section):
@@ -264,6 +291,13 @@ class RuntimeConfig(Section):
 class Config(Section):
     """Train a GPT. Every key can be set in the YAML file and overridden on the command line."""
 
+    foreign_names: ClassVar = {
+        **{name: f"model.{key}" for name, key in _SHAPES_ELSEWHERE.items()},
+        "learning_rate": "optim.lr",
+        "gradient_accumulation_steps": "train.micro_batch_size",
+        "dtype": "runtime.precision",
+    }
+
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -278,7 +312,10 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     Raises UserError, one line naming file, key, value and rule, for whatever is wrong in it.
     """
     # Precedence: defaults, then the file, then the overrides.
-    values = {} if path is None else read_yaml(expand_home(str(path)))
+    values = {}
+    if path is not None:
+        needed = "load_config takes the path of a YAML file, and Config(**sections) a dict"
+        values = read_yaml(str(path_argument(path, needed)))
     for dotted, value in (overrides or {}).items():
         section, _, key = dotted.rpartition(".")
         group = values.setdefault(section, {}) if section else values

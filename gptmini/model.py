@@ -168,6 +168,10 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        if not isinstance(config, GPTConfig):
+            raise UserError(
+                f"GPT takes a GPTConfig, not a {type(config).__name__}: GPT(GPTConfig(n_layer=2, ...))"
+            )
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
@@ -211,7 +215,11 @@ class GPT(nn.Module):
         else:
             positions, mask = cache.advance(T)
         # Attention does not see the order of its keys, so each position 0, 1, ... adds a learned vector.
-        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C) + (T, C)
+        try:
+            x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C) + (T, C)
+        except IndexError:  # a CPU's; looking for it on a GPU would mean to wait for the GPU
+            limit = self.config.vocab_size - 1
+            raise UserError(f"a token id is outside the vocabulary: ids are 0 to {limit}") from None
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask, cache)  # (B, T, C)

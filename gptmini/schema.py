@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -25,12 +25,25 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    foreign_names: ClassVar[Mapping[str, str]] = {}  # what others call a key -> what to write here
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise UserError(explain(error, type(self), type(self).__name__)) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(
+            f"{type(self).__name__}.{name}: a config does not change; make another: "
+            f"config.model_copy(update={{{name!r}: {format_value(value)}}})"
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the values of `update`, validated as in a new section."""
+        return type(self)(
+            **{name: getattr(self, name) for name in self.model_fields_set} | dict(update or {})
+        )
 
     # pydantic builds a section inside another without __init__, so its mistakes keep their place.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own flag
@@ -101,6 +114,8 @@ def _unknown(key: str, schema: type[Section]) -> str:
     if key in known:  # written as on the command line
         return f"{key}; write `{section}: {{{name}: ...}}`"
     shown = key if re.fullmatch(r"[\w.-]{1,60}", key) else format_value(key)
+    if meant := schema.foreign_names.get(name or key):
+        return f"{shown}; did you mean {meant}?"
     return shown + did_you_mean(key, known if name else [*known, *schema.model_fields])
 
 

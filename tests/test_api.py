@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import gptmini
+from gptmini.errors import UserError
 
 PUBLIC = ast.parse(Path(gptmini.__file__).read_text(encoding="utf-8"))
 
@@ -126,3 +128,127 @@ def test_rounded_weights_predict_nearly_as_well(trained, precision):
     rounded_loss = gptmini.evaluate(rounded, tokenizer, TEXT).loss
     assert rounded_loss != loss
     assert rounded_loss == pytest.approx(loss, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = gptmini.GPTConfig(vocab_size=257, n_layer=1, n_head=2, n_embd=8, context_length=8)
+    return gptmini.GPT(config).eval()
+
+
+TOKENS, TOKENIZER = torch.tensor([[1, 2, 3]]), gptmini.Tokenizer.train("", "bytes")
+TEXT_CALLS = {"generate_text": gptmini.generate_text, "stream": gptmini.stream}
+FILE = __file__
+MISTAKES = {
+    "generate stop": (
+        lambda m: gptmini.generate(m, TOKENS, stop=["a"]),
+        "unknown key stop; did you mean stop_token, or stop (strings) of generate_text?",
+    ),
+    "generate do_sample": (
+        lambda m: gptmini.generate(m, TOKENS, do_sample=False),
+        "unknown key do_sample; did you mean temperature (0 takes the likeliest token)?",
+    ),
+    "generate max_length": (
+        lambda m: gptmini.generate(m, TOKENS, max_length=3),
+        "unknown key max_length; did you mean max_new_tokens?",
+    ),
+    "generate eos_token_id": (
+        lambda m: gptmini.generate(m, TOKENS, eos_token_id=3),
+        "unknown key eos_token_id; did you mean stop_token of generate?",
+    ),
+    "generate num_beams": (
+        lambda m: gptmini.generate(m, TOKENS, num_beams=3), "unknown key num_beams"
+    ),
+    "generate_text num_return_sequences": (
+        lambda m: gptmini.generate_text(m, TOKENIZER, "a", num_return_sequences=3),
+        "unknown key num_return_sequences; did you mean num_samples of generate_text?",
+    ),
+    **{
+        f"{name} {option}": (
+            lambda m, call=call, option=option, value=value: call(m, TOKENIZER, "a", **{option: value}),
+            f"{option} = {value}",
+        )
+        for name, call in TEXT_CALLS.items()
+        for option, value in (("max_new_tokens", -1), ("temperature", -1.0), ("seed", -1), ("top_k", -1))
+    },
+    "generate_text swapped": (
+        lambda m: gptmini.generate_text(TOKENIZER, m, "a"), "needs the model's tokenizer, not GPT"
+    ),
+    "stream of no model": (lambda m: gptmini.stream(None, TOKENIZER, "a"), "model is a NoneType"),
+    "stream stop_token": (
+        lambda m: gptmini.stream(m, TOKENIZER, "a", stop_token=3),
+        "did you mean stop (strings), or stop_token of generate?",
+    ),
+    "ids past the vocabulary": (
+        lambda m: m(torch.tensor([[1, 257]])), "a token id is outside the vocabulary: ids are 0 to 256"
+    ),
+    "negative ids": (lambda m: m(torch.tensor([[-1]])), "a token id is outside the vocabulary"),
+    "GPT of a dict": (lambda m: gptmini.GPT({"n_layer": 2}), "GPT takes a GPTConfig, not a dict"),
+    "GPT of a Config": (lambda m: gptmini.GPT(gptmini.Config()), "GPT takes a GPTConfig, not a Config"),
+    "block_size": (
+        lambda m: gptmini.GPTConfig(block_size=3), "unknown key block_size; did you mean context_length?"
+    ),
+    "n_layers": (lambda m: gptmini.GPTConfig(n_layers=3), "unknown key n_layers; did you mean n_layer?"),
+    "hidden_size": (
+        lambda m: gptmini.Config(model={"hidden_size": 3}),
+        "unknown key model.hidden_size; did you mean model.n_embd?",
+    ),
+    "learning_rate": (
+        lambda m: gptmini.Config(optim={"learning_rate": 1e-3}),
+        "unknown key optim.learning_rate; did you mean optim.lr?",
+    ),
+    "a copy with a wrong key": (
+        lambda m: m.config.model_copy(update={"n_heads": 4}), "unknown key n_heads; did you mean n_head?"
+    ),
+    "a copy with a wrong value": (
+        lambda m: m.config.model_copy(update={"n_head": 3}), "n_embd = 8 must be a multiple of n_head = 3"
+    ),
+    "a changed config": (
+        lambda m: setattr(gptmini.Config(), "train", 3),
+        "Config.train: a config does not change; make another: config.model_copy(update={'train': 3})",
+    ),
+    "load_config of a dict": (
+        lambda m: gptmini.load_config({"train": {}}), "a YAML file, and Config(**sections) a dict, not dict"
+    ),
+    "train of nothing": (lambda m: gptmini.train(None), "train takes a Config, the path of a YAML"),
+    "load of nothing": (lambda m: gptmini.load(None), "load takes a path or a name on the Hub, not NoneType"),
+    "load of a file": (lambda m: gptmini.load(FILE), "test_api.py: is a file, but a checkpoint is a folder"),
+    "load of what is not there": (
+        lambda m: gptmini.load("~/none"), "none: no such folder: give a run folder"
+    ),
+    "save swapped": (lambda m: gptmini.save(m, "new"), "save takes a path first, not GPT"),
+    "save of another tokenizer": (
+        lambda m: gptmini.save("new", m, "gpt2"), "tokenizer is a str, but must be"
+    ),
+    "Tokenizer of nothing": (lambda m: gptmini.Tokenizer.load(None), "load takes a path, not NoneType"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_python_is_one_line_at_the_call(model, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    call, message = MISTAKES[name]
+    with pytest.raises(UserError) as error:
+        call(model)  # what returns an iterator must not wait for its first item
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_write_works_where_it_means_the_same(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = gptmini.generate(model, TOKENS, max_new_tokens=5, seed=3, stop_token=7)
+    numpy = {"max_new_tokens": np.int64(5), "seed": np.int64(3), "stop_token": np.int64(7)}
+    for off in ({}, {"top_k": 0}, {"top_k": None, "top_p": None, "min_p": None}):
+        assert torch.equal(gptmini.generate(model, TOKENS, **numpy, **off), expected)
+    (text,) = gptmini.generate_text(model, TOKENIZER, "a", seed=np.int64(3), stop=None, max_new_tokens=5)
+    assert "a" + "".join(gptmini.stream(model, TOKENIZER, "a", seed=3, max_new_tokens=5)) == text
+    gptmini.save("~/model", model, TOKENIZER)
+    assert gptmini.load("~/model", device=torch.device("cpu"))[0].config == model.config
+    copy = model.config.model_copy(update={"n_head": 4})
+    assert (copy.n_head, copy.n_embd, copy.model_fields_set) == (4, 8, model.config.model_fields_set)
+
+
+def test_tools_that_ask_a_model_for_its_config_as_transformers_have_it_find_one(model):
+    assert model.config.to_dict().get("tie_word_embeddings") is True  # as peft does before it merges

@@ -17,7 +17,7 @@ from gptmini.checkpoint.hf_gpt2 import (
     to_gpt2,
 )
 from gptmini.checkpoint.safetensors_io import FileContent, TensorFiles, file_chunks, json_bytes, read_json
-from gptmini.config import GPTConfig
+from gptmini.config import GPTConfig, path_argument
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
@@ -32,7 +32,9 @@ def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None)
     Raises UserError where `path` exists, or `model` is no GPT, has lost its float weights (int8), or is
     sharded over ranks; OSError if the disk fails.
     """
-    target = Path(path).expanduser()
+    target = path_argument(path, "save takes a path first")
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise UserError(f"tokenizer is a {type(tokenizer).__name__}, but must be a gptmini.Tokenizer")
     if os.path.lexists(target):
         raise UserError(f"{target}: exists already; choose another folder")
     gpt = unwrap(model)

@@ -63,6 +63,10 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
     """
     # a run folder leads to one of its steps; only folders of ours have a manifest
     path = Path(path).expanduser()
+    if path.is_file():
+        raise UserError(
+            f"{path}: is a file, but a checkpoint is a folder; gptmini import-nanogpt makes one of nanoGPT's"
+        )
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
     if (path / "checkpoints").is_dir():

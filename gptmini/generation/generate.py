@@ -78,7 +78,7 @@ def generate(
     model: GPT,
     tokens: Any,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int = 200,
     seed: int | None = None,
     stop_token: int | None = None,
     logits_hook: LogitsHook | None = None,

@@ -5,6 +5,7 @@ from typing import get_args
 
 from gptmini.checkpoint.hub import find_weights
 from gptmini.checkpoint.store import load_model
+from gptmini.config import path_argument
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.distributed.device import find_device
 from gptmini.errors import UserError
@@ -26,6 +27,6 @@ def load(path: str | Path, device: str = "auto", precision: Weights = "fp32") ->
     """
     if precision not in get_args(Weights):
         raise UserError(f"precision = {precision!r} must be one of {', '.join(get_args(Weights))}")
-    folder = find_weights(str(Path(path).expanduser()))
+    folder = find_weights(str(path_argument(path, "load takes a path or a name on the Hub")))
     model, tokenizer = load_model(folder, str(find_device(device)))
     return optimize_for_cpu(model, precision), tokenizer

@@ -8,7 +8,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pydantic import Field
 
@@ -46,6 +46,18 @@ class SamplingOptions(Section):
 
 class Sampling(SamplingOptions):
     """How the next token is chosen; raises UserError, one line, where an option is unknown or impossible."""
+
+    foreign_names: ClassVar = {
+        "do_sample": "temperature (0 takes the likeliest token)",
+        "max_length": "max_new_tokens",
+        "max_tokens": "max_new_tokens",
+        "eos_token_id": "stop_token of generate",
+        "stop_token": "stop (strings), or stop_token of generate",
+        "stop": "stop_token, or stop (strings) of generate_text",
+        "stop_strings": "stop of generate_text",
+        "num_samples": "num_samples of generate_text",
+        "num_return_sequences": "num_samples of generate_text",
+    }
 
     seed: int | None = Field(None, ge=0, description="The same seed gives the same tokens.")
     no_repeat_token: int | None = Field(

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import CheckpointStore
-from gptmini.config import Config, dump_config, load_config
+from gptmini.config import Config, dump_config, load_config, path_argument
 from gptmini.distributed.context import join_process_group
 from gptmini.schema import validate
 from gptmini.terminal import guard_streams
@@ -52,7 +52,7 @@ def train(
     if isinstance(config, Mapping):
         config = validate(Config, config, "config")
     elif not isinstance(config, Config):
-        config = load_config(Path(config).expanduser())
+        config = load_config(path_argument(config, "train takes a Config, the path of a YAML file or a dict"))
     check_trackers(config.train.trackers)
     with join_process_group(config.runtime) as distributed:
         runtime = start_runtime(config.runtime, distributed)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptmini import atomic_io
-from gptmini.config import TokenizerConfig
+from gptmini.config import TokenizerConfig, path_argument
 from gptmini.data.corpus import Chunk, open_corpus
 from gptmini.data.tokenizers.hf_files import TokenizerFile, read_tokenizer_file
 from gptmini.errors import UserError
@@ -89,7 +89,7 @@ class Tokenizer(ABC):
         Raises UserError where there is none or it works in another way than GPT-2's, DamagedError where a
         file is broken.
         """
-        found = load_tokenizer(Path(folder).expanduser())
+        found = load_tokenizer(path_argument(folder, "Tokenizer.load takes a path"))
         if found is None:
             raise UserError(
                 f"{folder}: holds no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt, as a "
@@ -188,7 +188,7 @@ class Tokenizer(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write into a folder, new or not, the files that `load` and AutoTokenizer (transformers) read."""
-        folder, files = Path(folder).expanduser(), self.files()
+        folder, files = path_argument(folder, "save takes a path"), self.files()
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file, but a tokenizer needs a folder")
         if (there := load_tokenizer(folder)) is not None and there.digest != self.digest:
