@@ -85,6 +85,16 @@ def test_a_tokenizer_is_learned_once_for_a_text(monkeypatch):
     assert len(list((cache_folder() / "tokens").iterdir())) == 1
 
 
+def test_tokens_without_digests_as_they_were_once_written_are_prepared_again():
+    first = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BYTES, 4, quiet=True)
+    (folder,) = cache_folder().glob("tokens/*/tokens")
+    (folder / "train.bin").write_bytes(bytes(2 * len(first.train)))  # which nothing could tell
+    for name in ("SHA256SUMS", "train.sha256", "val.sha256"):
+        (folder / name).unlink()
+    reopened = prepare_corpus(corpus_of(b"some text " * 50), 0.1, BYTES, 4, quiet=True)
+    assert reopened.train[:].tolist() == list(b"some text " * 45)
+
+
 @pytest.mark.parametrize("damage", [lambda f: f.write_text("{"), lambda f: f.unlink()])
 @pytest.mark.parametrize("name", ["tokenizers/*/tokenizer/tokenizer.json", "tokens/*/tokens/meta.json"])
 def test_a_damaged_cache_is_made_anew(name, damage):

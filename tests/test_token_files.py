@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 from test_prepare import prepared
 
+from gptmini.cli.main import main
 from gptmini.config import TokenizerConfig
 from gptmini.data.batching import WindowSampler, validation_batches
 from gptmini.data.datasets import cache_folder
+from gptmini.data.prepare import prepare
 from gptmini.data.token_files import create_sums, open_token_files
 from gptmini.errors import DamagedError
 
@@ -76,6 +79,44 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_an_error_and_no_signal(tmp
     os.truncate(tokens_folder() / "val.bin", 100)
     with pytest.raises(DamagedError, match=r"val\.bin: damaged: block 0"):
         list(validation_batches(data.val, 16, 4))
+
+
+def test_a_run_whose_tokens_are_damaged_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    def prepare_and_damage(*args, **keywords):
+        data = prepare(*args, **keywords)
+        os.truncate(tokens_folder() / "train.bin", 10)
+        return data
+
+    (tmp_path / "a.txt").write_text("some text " * 50)
+    model = [
+        "--model.n-layer",
+        "1",
+        "--model.n-head",
+        "1",
+        "--model.n-embd",
+        "4",
+        "--model.context-length",
+        "4",
+    ]
+    (tmp_path / "a.yaml").write_text(f"data: {{corpus: {tmp_path}/a.txt}}\ntokenizer: {{kind: bytes}}\n")
+    args = [
+        "train",
+        str(tmp_path / "a.yaml"),
+        *model,
+        "--train.max-steps",
+        "3",
+        "--train.out-dir",
+        str(tmp_path / "run"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("gptmini.training.initialize.prepare", prepare_and_damage)
+        assert main([*args, "--quiet"]) == 4
+    message = r"gptmini: .*/train\.bin: damaged: block 0, .*: the next command prepares the text again\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
+    assert main([*args, "--resume"]) == 0
+    assert re.search(
+        r"/train\.bin: holds 10 bytes, not \d+ tokens: .* is made again\n", capsys.readouterr().err
+    )
 
 
 def test_files_that_do_not_fit_together_are_refused(tmp_path):

@@ -72,6 +72,7 @@ def test_training_learns_byte_pairs_unless_told_otherwise():
         ({"kind": "words"}, "Tokenizer.train: kind = 'words': needs"),
         ({"kind": "gpt2"}, "Tokenizer.train: kind = gpt2: has learned already"),
         ({"vocab_size": 100}, "Tokenizer.train: vocab_size = 100: needs"),
+        ({"vocab_size": 300.5}, "Tokenizer.train: vocab_size = 300.5: needs"),
         ({"vocab_size": 10**12}, "vocab_size = 1000000000000: needs .* at most 1,000,000"),
         ({"kind": "chars", "vocab_size": 300}, "vocab_size = 300 is for kind bpe only"),
     ],
@@ -79,6 +80,15 @@ def test_training_learns_byte_pairs_unless_told_otherwise():
 def test_training_refuses_what_the_kind_does_not_have(options, message):
     with pytest.raises(UserError, match=message):
         Tokenizer.train(TEXT, **options)
+
+
+@pytest.mark.parametrize("texts", [b"bytes", None, 7, ["a", 8]])
+@pytest.mark.parametrize("kind", ["bpe", "chars"])
+def test_training_refuses_what_is_no_text(kind, texts):
+    with pytest.raises(
+        UserError, match=r"Tokenizer.train takes a text \(str\), several, or .*, not (int|None)"
+    ):
+        Tokenizer.train(texts, kind)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -5,7 +5,8 @@ import json
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,18 +65,16 @@ class Tokenizer(ABC):
         tokens for all other characters) or bytes, which learns nothing. Raises UserError for another kind,
         and for options that the kind does not have.
         """
-        given = {
-            "kind": kind,
-            "vocab_size": None if vocab_size is None else operator.index(vocab_size),  # numpy's too
-            "byte_fallback": byte_fallback,
-        }
+        with suppress(TypeError):  # which the schema refuses
+            vocab_size = operator.index(vocab_size)  # type: ignore[arg-type]  # numpy's integers too
+        given = {"kind": kind, "vocab_size": vocab_size, "byte_fallback": byte_fallback}
         config = validate(TokenizerConfig, given, "Tokenizer.train")
         if kind not in Tokenizer._classes:
             raise UserError(f"Tokenizer.train: kind = {kind}: has learned already; train bpe, chars or bytes")
         if isinstance(texts, Path):
             corpus = open_corpus(str(texts), key="Tokenizer.train: texts")
             texts = corpus.texts(BPE_SAMPLE_BYTES if kind == "bpe" else None)
-        return Tokenizer._classes[kind]._learn([texts] if isinstance(texts, str) else texts, config)
+        return Tokenizer._classes[kind]._learn(_check_texts(texts), config)
 
     @classmethod
     @abstractmethod
@@ -229,6 +228,17 @@ class Tokenizer(ABC):
     @abstractmethod
     def _file_entries(self) -> dict[str, Any]:
         """The entries of tokenizer.json that depend on the kind; `_from_file` reads them."""
+
+
+def _check_texts(texts: Any) -> Iterator[str]:
+    """The texts one by one; UserError for what is none."""
+    for text in [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else texts:
+        if not isinstance(text, str):
+            given = type(text).__name__
+            raise UserError(
+                f"Tokenizer.train takes a text (str), several, or the Path of a file, not {given}"
+            )
+        yield text
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
