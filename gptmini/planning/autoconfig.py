@@ -73,7 +73,7 @@ def choose_config(
     """
     given = load_config(path, overrides)
     if minutes is not None and (path is not None or given.train.init_from is not None):
-        return extend_config(path, overrides, minutes, keep_intervals=True, quiet=quiet, started=started)
+        return extend_config(path, overrides, minutes, keep_intervals=True, quiet=quiet)
     chosen: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus)}
     run_folder = Path((chosen | overrides)["train.out_dir"])
     store = CheckpointStore(run_folder, keep=1)
@@ -81,7 +81,7 @@ def choose_config(
     if resume and saved.is_file() and (minutes is None or store.steps()):
         if minutes is None:
             return load_config(saved, overrides)
-        return extend_config(saved, overrides, minutes, keep_intervals=False, quiet=quiet, started=started)
+        return extend_config(saved, overrides, minutes, keep_intervals=False, quiet=quiet)
     refuse_used_folder(store, resume)
     runtime = start_runtime(given.runtime)
     seconds = 60 * (minutes or MINUTES)
@@ -107,10 +107,11 @@ def choose_config(
     if "train.max_steps" not in overrides:
         model, data = build_model_and_data(config, runtime, quiet)
         step_seconds, overhead_seconds = dry_run(config, runtime, model, data, seconds)
-        left = seconds - (time.monotonic() - started) - reading_seconds - overhead_seconds
-        chosen |= choose_steps(int(left / step_seconds))
+        left = seconds - (time.monotonic() - started) - reading_seconds
+        steps = count_steps(left, step_seconds, overhead_seconds)
+        chosen |= choose_steps(steps)
         config = load_config(None, chosen | overrides)
-        if left < step_seconds:
+        if steps < 1:
             warning = (
                 "\nwarning: preparing the text and the dry run took all of the time, so the run is one step "
                 "long; continue it with --resume --minutes N\n"
@@ -128,9 +129,8 @@ def extend_config(
     *,
     keep_intervals: bool,
     quiet: bool,
-    started: float,
 ) -> Config:
-    """The config of a run to resume, with as many steps more as fit into `minutes` after `started`.
+    """The config of a run to resume, with as many steps more as can be trained in `minutes`.
 
     Without `keep_intervals`, those of evaluating, sampling and logging are chosen for the new length.
     Raises UserError where there is nothing to resume.
@@ -143,18 +143,15 @@ def extend_config(
             f"--minutes: {store.run_folder} has no checkpoint to continue, and this run has a size, so "
             "train.max_steps says how long it takes"
         )
-    runtime, reading = start_runtime(config.runtime), time.monotonic()
+    runtime = start_runtime(config.runtime)
     model, data = build_model_and_data(config, runtime, quiet, saved_tokenizer(store, config))
-    reading_seconds = time.monotonic() - reading  # training reads the text once more
     step_seconds, overhead_seconds = dry_run(config, runtime, model, data, 60 * minutes)
-    left = 60 * minutes - (time.monotonic() - started) - reading_seconds
-
-    # The overhead is that of EVALUATIONS, which chosen intervals keep to and given ones may not.
     if keep_intervals:
-        step_seconds += overhead_seconds / EVALUATIONS / config.train.eval_interval
+        overhead_seconds /= EVALUATIONS * config.train.eval_interval  # of each step
+        steps = int(60 * minutes / (step_seconds + overhead_seconds))
     else:
-        left -= overhead_seconds
-    max_steps = store.steps()[-1] + max(1, int(left / step_seconds))
+        steps = count_steps(60 * minutes, step_seconds, overhead_seconds)
+    max_steps = store.steps()[-1] + max(1, steps)
     if not quiet:
         print(
             f"{minutes:g} minutes more on {runtime}: train.max_steps was {config.train.max_steps} and is now "
@@ -164,6 +161,12 @@ def extend_config(
         )
     chosen = {"train.max_steps": max_steps} if keep_intervals else choose_steps(max_steps)
     return load_config(path, chosen | overrides)
+
+
+def count_steps(seconds: float, step_seconds: float, overhead_seconds: float) -> int:
+    """How many steps fit into `seconds`; the overhead is that of EVALUATIONS, or of one at each step."""
+    with_all = (seconds - overhead_seconds) / step_seconds
+    return int(max(with_all, seconds / (step_seconds + overhead_seconds / EVALUATIONS)))
 
 
 def choose_size(
