@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from gptmini.atomic_io import make_folder, set_aside
-from gptmini.checkpoint.safetensors_io import read_json
-from gptmini.checkpoint.state import Checkpoint, TrainingState
+from gptmini.checkpoint.state import Checkpoint, TrainingState, read_state
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
 from gptmini.data.prepare import corpus_names, require_same_text
@@ -101,17 +100,15 @@ def saved_tokenizer(store: CheckpointStore, config: Config) -> Tokenizer | None:
     """
     for step in reversed(store.steps()):
         with suppress(DamagedError, UserError):  # `restore` names what is wrong with it
-            state = read_json(store.path(step) / "training" / "state.json")
-            tokenizer = load_tokenizer(store.path(step))
-            if tokenizer is None or tokenizer.digest != state.get("tokenizer_digest"):
+            state, tokenizer = read_state(store.path(step)), load_tokenizer(store.path(step))
+            if tokenizer is None or tokenizer.digest != state.tokenizer_digest:
                 continue
             if config.train.init_from is None:
-                is_same = (
-                    config.tokenizer == validate(Config, state.get("config") or {}, "state.json").tokenizer
-                )
-                return tokenizer if is_same and tokenizer.kind != "chars" else None
-            given = config.tokenizer.model_dump(exclude_unset=True, exclude_none=True, exclude={"folder"})
-            is_same = all(getattr(tokenizer, key, False) == value for key, value in given.items())
+                began_with = validate(Config, state.config, "training/state.json").tokenizer
+                is_same = config.tokenizer == began_with and tokenizer.kind != "chars"
+            else:  # of which the config says what it wants, and config.yaml what it brought
+                given = config.tokenizer.model_dump(exclude_unset=True, exclude_none=True, exclude={"folder"})
+                is_same = all(getattr(tokenizer, key, False) == value for key, value in given.items())
             return tokenizer if is_same else None
     return None
 
