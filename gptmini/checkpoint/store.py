@@ -76,7 +76,7 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
 
 def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], Tokenizer | None]:
     """`open_weights` of a step's folder or a GPT-2 directory."""
-    if _holds_checkpoint(path):
+    if holds_checkpoint(path):
         verify(path)
     elif not (path / "config.json").exists():
         raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
@@ -84,7 +84,7 @@ def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], T
     return config, parameters, load_tokenizer(path)
 
 
-def _holds_checkpoint(folder: Path) -> bool:
+def holds_checkpoint(folder: Path) -> bool:
     """Whether a folder is a step's folder of ours, be it damaged."""
     return any((folder / name).exists() for name in (MANIFEST, STATE, OPTIMIZER))
 
@@ -159,7 +159,7 @@ class CheckpointStore:
         while True:
             names = os.listdir(self.folder) if self.folder.is_dir() else []
             found = sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
-            steps = [step for step in found if _holds_checkpoint(self.path(step))]
+            steps = [step for step in found if holds_checkpoint(self.path(step))]
             # a run that trains may have replaced the only one since it was listed
             if steps or all(self.path(step).exists() for step in found):
                 return steps
@@ -189,7 +189,7 @@ class CheckpointStore:
         best = min(losses)[1] if losses else None
         # one whose own state is damaged is still named as the best by the newest
         named = states[max(states)].best_step if states else None
-        if named is not None and named not in states and _holds_checkpoint(self.path(named)):
+        if named is not None and named not in states and holds_checkpoint(self.path(named)):
             best = named
         return None if best is None else self.path(best)
 
@@ -210,13 +210,13 @@ class CheckpointStore:
                 try:
                     found = read(folder)
                 except (DamagedError, UserError) as error:
-                    if not _holds_checkpoint(folder):
+                    if not holds_checkpoint(folder):
                         break
                     if isinstance(error, UserError):
                         raise
                     damaged.append(printable(error))
                     continue
-                if not _holds_checkpoint(folder):  # the last file may have been missing
+                if not holds_checkpoint(folder):  # the last file may have been missing
                     break
                 if damaged:
                     print(f"{'; '.join(damaged)}; {folder.name} is read instead", file=sys.stderr)
@@ -224,13 +224,20 @@ class CheckpointStore:
             else:
                 raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {'; '.join(damaged)}")
 
+    def newest_state(self) -> TrainingState | None:
+        """The state of the newest step whose state.json is what was written; None if there is none."""
+        states = self._states()
+        return states[max(states)] if states else None
+
     def _states(self) -> dict[int, TrainingState]:
         """The state of each step whose state.json is what was written."""
-        states = {}
-        for step in self.steps():
-            with suppress(DamagedError):
-                states[step] = read_state(self.path(step))
-        return states
+        while True:
+            steps, states = self.steps(), {}
+            for step in steps:
+                with suppress(DamagedError):
+                    states[step] = read_state(self.path(step))
+            if states or all(holds_checkpoint(self.path(step)) for step in steps):
+                return states
 
     def _is_whole(self, step: int) -> bool:
         """Whether a checkpoint is what was written: read once, and again after any write to its files."""

@@ -297,6 +297,13 @@ def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -
     return [f"{options.output}: written", *notes]
 
 
+def verify(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
+    """Check that a run or checkpoint is as it was written: steps, metrics, samples, config, tokens."""
+    from gptmini.cli.verify import verify_folder
+
+    return verify_folder(Path(args[0]))
+
+
 def configs(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
     """List the configs to start from, or print the one called NAME."""
     # In an installed package the configs lie inside it, in a checkout beside it.
@@ -330,6 +337,7 @@ COMMANDS = {
     "export": Command(export, "CHECKPOINT", range(1, 2), ExportOptions),
     "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3), ImportOptions),
     "report": Command(report, "RUN [RUN ...]", range(1, 10_000), ReportOptions),
+    "verify": Command(verify, "RUN_OR_CHECKPOINT", range(1, 2)),
     "configs": Command(configs, "[NAME]", range(2)),
     "completion": Command(completion, "bash|zsh|fish", range(1, 2)),
 }

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, load_config
 from gptmini.errors import UserError
@@ -36,16 +35,13 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 def _read_run(name: str, folder: Path) -> Run:
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: not a run folder: it needs the config.yaml and metrics.jsonl of a run")
-    store = CheckpointStore(folder, keep=1)
-    steps = store.steps()
-    state = read_json(store.path(steps[-1]) / "training" / "state.json") if steps else {}
-    environment = state.get("environment")
+    state = CheckpointStore(folder, keep=1).newest_state()
     return Run(
         name,
         folder,
         load_config(folder / "config.yaml"),
         list(read_metrics(folder / "metrics.jsonl")),
         list(read_log(folder / "samples.jsonl", SampleLine)),
-        environment if isinstance(environment, dict) else {},
-        state.get("data_digest"),
+        state.environment if state else {},
+        state.data_digest if state else None,
     )

@@ -1,0 +1,107 @@
+"""gptmini verify: what of a run folder or checkpoint is as it was written, line by line."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from gptmini.checkpoint.manifest import verify
+from gptmini.checkpoint.state import TrainingState, read_state
+from gptmini.checkpoint.store import CheckpointStore, holds_checkpoint, open_weights
+from gptmini.config import Config, flatten_config, load_config
+from gptmini.data.prepare import find_prepared
+from gptmini.data.tokenizers import Tokenizer, load_tokenizer
+from gptmini.errors import DamagedError, UserError
+from gptmini.schema import Section, validate
+from gptmini.training.log_files import LOG_FILES, read_log
+
+Part = tuple[object, Callable[[], str | None]]
+"""What is checked, and its check: what was found, or None if it has gone. Raises DamagedError."""
+
+
+def verify_folder(path: Path) -> Iterator[str]:
+    """A line for each part of a run folder, a step's folder or a GPT-2 directory; changes nothing.
+
+    A run may train meanwhile. Raises DamagedError at the end if a part is not what was written, UserError
+    where there is no such folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
+    is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").exists()
+    damaged = []
+    for name, check in _run_parts(path) if is_run else [(path, partial(_check_folder, path))]:
+        try:
+            found = check()
+        except DamagedError as error:
+            damaged.append(str(error))
+            found = "not as it was written"
+        if found is not None:
+            yield f"{name}: {found}"
+    if damaged:
+        raise DamagedError("; ".join(damaged))
+
+
+def _run_parts(run: Path) -> Iterator[Part]:
+    store = CheckpointStore(run, keep=1)
+    yield run / "config.yaml", partial(_check_config, store)
+    for name, schema in LOG_FILES.items():
+        if (run / name).exists():
+            yield run / name, partial(_check_log, run / name, schema)
+    for step in store.steps():
+        yield store.path(step), partial(_check_step, store, step)
+    yield "prepared tokens", partial(_check_tokens, store)
+
+
+def _check_config(store: CheckpointStore) -> str:
+    now, (state, _) = flatten_config(_load_config(store)), _newest(store)
+    if state is None:
+        return "readable; no checkpoint to compare it with"
+    then = flatten_config(validate(Config, state.config, "state.json"))
+    changed = [f"{key} was {then[key]} and is now {now[key]}" for key in now if now[key] != then[key]]
+    return f"readable; at step {state.step} {', '.join(changed)}" if changed else "whole"
+
+
+def _load_config(store: CheckpointStore) -> Config:
+    try:
+        return load_config(store.run_folder / "config.yaml")
+    except UserError as error:
+        raise DamagedError(str(error)) from None
+
+
+def _check_log(path: Path, schema: type[Section]) -> str:
+    return f"whole, {sum(1 for _ in read_log(path, schema)):,} lines"
+
+
+def _check_step(store: CheckpointStore, step: int) -> str | None:
+    try:
+        return _check_folder(store.path(step))
+    except DamagedError:
+        if step in store.steps():
+            raise
+        return None  # a run that trains has removed it
+
+
+def _check_folder(path: Path) -> str:
+    if holds_checkpoint(path):
+        verify(path)
+        loss = read_state(path).val_loss
+        return "whole" if loss is None else f"whole, validation loss {loss:.4f}"
+    numbers = sum(parameter.numel() for _, parameter in open_weights(path)[1])
+    return f"readable, {numbers:,} parameters; no manifest.json to compare it with"
+
+
+def _check_tokens(store: CheckpointStore) -> str:
+    """Check the token files that the run was trained on: all of them are read when they are opened."""
+    config, (state, tokenizer) = _load_config(store), _newest(store)
+    data = find_prepared(config.data, tokenizer) if tokenizer else None
+    if state is None or data is None or data.digest != state.data_digest:
+        return "not in the cache, or the text has changed: a resume prepares and compares it again"
+    return f"whole, {len(data.train):,} of training and {len(data.val):,} of validation"
+
+
+def _newest(store: CheckpointStore) -> tuple[TrainingState | None, Tokenizer | None]:
+    """State and tokenizer of the newest checkpoint whose state is what was written."""
+    while True:
+        state = store.newest_state()
+        tokenizer = None if state is None else load_tokenizer(store.path(state.step))
+        if state is None or holds_checkpoint(store.path(state.step)):  # or it was pruned while it was read
+            return state, tokenizer
