@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.store import CheckpointStore, load_model
 from gptmini.config import DataConfig, RuntimeConfig, load_config
 from gptmini.data.corpus import open_corpus
@@ -96,10 +95,8 @@ def _find_run(checkpoint: str) -> _Run | None:
     path = Path(checkpoint)
     for folder in (path, path.resolve().parent.parent):
         if (folder / "config.yaml").is_file():
-            store = CheckpointStore(folder, keep=1)
-            steps = [store.path(step) for step in store.steps()] if folder == path else []
-            state = [path, *steps][-1] / "training" / "state.json"
-            digest = read_json(state).get("data_digest") if state.is_file() else None
+            state = CheckpointStore(folder, keep=1).newest_state()
+            digest = state.data_digest if state else None
             return _Run(load_config(folder / "config.yaml").data, digest)
     return None
 
