@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 from functools import cache
+from hashlib import sha256
 
 import pytest
 import vl_convert
 
+from gptmini.checkpoint import manifest
 from gptmini.cli.main import main
 from gptmini.training.log_files import SampleLine, read_log, read_metrics
 
@@ -135,6 +137,15 @@ def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
 HOSTILE = "{{SCRIPT}}{{CONTENT}}</script><!--<script>\u2028\x1b[31m'\"&amp;$&\\1"
 
 
+def forge(state, values):
+    """Change a state.json as an attacker would, who changes the manifest too."""
+    state.write_text(json.dumps(values))
+    step, content = state.parents[1], state.read_bytes()
+    summary = {"size": len(content), "sha256": sha256(content).hexdigest()}
+    files = {**manifest.read_manifest(step), manifest.STATE: summary}
+    (step / manifest.MANIFEST).write_bytes(manifest.manifest_bytes(files))
+
+
 @pytest.fixture
 def hostile(folder, monkeypatch, tmp_path):
     """A run whose name, samples, config and environment hold what HTML, scripts and templates react to."""
@@ -148,8 +159,8 @@ def hostile(folder, monkeypatch, tmp_path):
     (run / "config.yaml").write_text(config, encoding="utf-8")
     (state,) = run.glob("checkpoints/step-00000006/training/state.json")
     values = json.loads(state.read_text())
-    values["environment"]["torch"] = HOSTILE + "\ud800"
-    state.write_text(json.dumps(values))
+    values["environment"]["torch"] = HOSTILE
+    forge(state, values)
     (run / "metrics.jsonl").write_text("")
     return run
 
@@ -166,7 +177,7 @@ def test_a_browser_shows_text_made_to_break_the_page_as_text(hostile, tmp_path):
 @pytest.mark.parametrize("environment", [[1], "torch", 3, {"torch": [1], "threads": None}])
 def test_an_environment_that_no_run_wrote_is_shown_or_left_out(hostile, environment):
     state = hostile / "checkpoints" / "step-00000006" / "training" / "state.json"
-    state.write_text(json.dumps({"environment": environment}))
+    forge(state, {**json.loads(state.read_text()), "environment": environment})
     assert main(["report", hostile.name]) == 0
 
 
