@@ -177,6 +177,17 @@ def test_a_download_that_breaks_off_for_good_is_one_line(server, offer, monkeypa
 
 
 @on_hub
+def test_a_cache_that_cannot_take_a_download_is_named(server, offer, monkeypatch, tmp_path, on_hub):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("GPTMINI_CACHE_DIR", str(tmp_path / "file"))
+    offer(b"some text", on_hub=on_hub)
+    with pytest.raises(OSError, match=r"File exists|Not a directory") as error:
+        open_corpus("served")
+    assert error.value.filename.startswith(str(tmp_path / "file"))
+    assert error.value.strerror.endswith("set GPTMINI_CACHE_DIR to a folder that can be written")
+
+
+@on_hub
 def test_a_download_with_another_digest_is_refused(server, offer, on_hub):
     offer(b"some text", on_hub=on_hub)
     server.content = b"some tyxt"

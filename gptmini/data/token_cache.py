@@ -4,7 +4,6 @@ An entry is a folder named by a digest of everything that decides its content: f
 and the tokenizer; for a tokenizer its config and the text that it learned from.
 """
 
-import errno
 import hashlib
 import itertools
 import json
@@ -17,15 +16,12 @@ from typing import TypeVar
 
 from gptmini import atomic_io
 from gptmini.config import TokenizerConfig
-from gptmini.data.datasets import cache_folder
+from gptmini.data.datasets import cache_folder, errors_name_cache
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.lock import lock
 
 FORMAT_VERSION = 2  # a new format makes new entries and leaves the old ones alone
-
-_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # and no folder:
-_UNUSABLE |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
 def tokens_folder(corpus_digest: str, train_bytes: int, tokenizer: Tokenizer) -> Path:
@@ -59,7 +55,7 @@ def find_or_make(
     Otherwise processes that need the same folder wait for the first of them to make it. Raises OSError where
     the folder cannot be read or written; nothing is removed then, as it may be whole.
     """
-    with _errors_name_cache():
+    with errors_name_cache():
         with suppress(DamagedError):
             if folder.exists():
                 return open_folder(folder)
@@ -89,18 +85,6 @@ def _exclusive(entry: Path, quiet: bool) -> Iterator[None]:
                 time.sleep(0.1)
         atomic_io.clean_leftovers(entry, "tokens|tokenizer")  # safe now that nobody else is writing here
         yield
-
-
-@contextmanager
-def _errors_name_cache() -> Iterator[None]:
-    """Say how to choose another cache folder where this one cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNUSABLE or error.filename is None:
-            raise
-        advice = "set GPTMINI_CACHE_DIR to a folder that can hold prepared text"
-        raise OSError(error.errno, f"{error.strerror}: {advice}", error.filename) from None
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
