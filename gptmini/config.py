@@ -40,6 +40,10 @@ Device = (
     | Annotated[str, Field(pattern=r"^cuda:[0-9]{1,3}$", examples=["cuda:0"])]
 )
 
+MOST_STEPS = (
+    1_000_000_000  # bounds such as this keep sizes, and products of them, numbers that can be computed
+)
+
 Attention = Annotated[
     Literal["eager", "additive", "sdpa"],
     BeforeValidator(lambda value: "eager" if value == "masked" else value),  # its name in older files
@@ -67,10 +71,14 @@ class ModelConfig(Section):
 
     foreign_names: ClassVar = _SHAPES_ELSEWHERE
 
-    n_layer: int = Field(4, ge=1, description="Number of blocks.")
-    n_head: int = Field(4, ge=1, description="Attention heads per block.")
-    n_embd: int = Field(128, ge=1, description="Width of the residual stream, a multiple of n_head.")
-    context_length: int = Field(128, ge=1, description="Longest sequence the model can see, in tokens.")
+    n_layer: int = Field(4, ge=1, le=1024, description="Number of blocks.")
+    n_head: int = Field(4, ge=1, le=1024, description="Attention heads per block.")
+    n_embd: int = Field(
+        128, ge=1, le=131_072, description="Width of the residual stream, a multiple of n_head."
+    )
+    context_length: int = Field(
+        128, ge=1, le=16_384, description="Longest sequence the model can see, in tokens."
+    )
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="Probability that an activation is zeroed in training."
     )
@@ -98,7 +106,7 @@ class GPTConfig(ModelConfig):
     32
     """
 
-    vocab_size: int = Field(50257, ge=1, description="Number of token ids.")
+    vocab_size: int = Field(50257, ge=1, le=16_777_216, description="Number of token ids.")
 
     @property
     def head_dim(self) -> int:
@@ -203,7 +211,9 @@ class OptimConfig(Section):
             description="AdamW's decay rates for the averages of the gradient and of its square.",
         ),
     ] = (0.9, 0.95)
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises linearly from zero.")
+    warmup_steps: int = Field(
+        0, ge=0, le=MOST_STEPS, description="Steps in which the rate rises linearly from zero."
+    )
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine",
         description="How the rate falls after warm-up; wsd (warm-up, stable, decay) stays at the peak and "
@@ -219,29 +229,43 @@ class TrainConfig(Section):
     out_dir: PathText = Field(
         "runs/default", description="The run folder; a folder with a run in it is refused."
     )
-    max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(32, ge=1, description="Sequences per optimizer step, over all ranks.")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Sequences per forward pass on one rank; null: all of the rank's share."
+    max_steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Optimizer steps.")
+    batch_size: int = Field(
+        32, ge=1, le=1_000_000, description="Sequences per optimizer step, over all ranks."
+    )
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None,
+        description="Sequences per forward pass on one rank; null: all of the rank's share; auto: the share, "
+        "halved until a step fits into memory.",
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of the initial weights, the data order and dropout."
     )
     eval_interval: int = Field(
-        200, ge=1, description="Steps between evaluations; the last step is evaluated."
+        200, ge=1, le=MOST_STEPS, description="Steps between evaluations; the last step is evaluated."
     )
     eval_tokens: int | None = Field(
-        None, ge=1, description="Validation tokens per evaluation; null: the whole split."
+        None,
+        ge=1,
+        le=1_000_000_000_000,
+        description="Validation tokens per evaluation; null: the whole split.",
     )
     early_stop_patience: int | None = Field(
-        None, ge=1, description="Stop after this many evaluations without a new best; null: never."
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="Stop after this many evaluations without a new best; null: never.",
     )
-    sample_interval: int | None = Field(None, ge=1, description="Steps between text samples; null: none.")
+    sample_interval: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="Steps between text samples; null: none."
+    )
     checkpoint_interval: int | None = Field(
-        None, ge=1, description="Steps between checkpoints; null: only the best and the last."
+        None, ge=1, le=MOST_STEPS, description="Steps between checkpoints; null: only the best and the last."
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept, besides the best.")
-    log_interval: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    keep_checkpoints: int = Field(
+        2, ge=1, le=MOST_STEPS, description="Newest checkpoints kept, besides the best."
+    )
+    log_interval: int = Field(10, ge=1, le=MOST_STEPS, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), strict=False, description="Trackers that also get the metrics of metrics.jsonl."
     )
@@ -253,7 +277,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "TrainConfig":
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size = {self.batch_size} must be a multiple of micro_batch_size = "
                 f"{self.micro_batch_size}"

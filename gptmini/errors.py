@@ -40,6 +40,12 @@ class LostRankError(ConnectionError):
     exit_code = 1
 
 
+class OutOfMemoryError(MemoryError):
+    """The machine has too little memory, or starts no more threads."""
+
+    exit_code = 1
+
+
 class Stopped(Exception):
     """A signal stopped training, and a checkpoint was saved."""
 

@@ -183,7 +183,7 @@ def describe_type(node: Mapping[str, Any], plural: bool = False) -> str:
 
     >>> from gptmini.config import Config
     >>> describe_type(flatten_schema(Config)["train.micro_batch_size"])
-    'a whole number of at least 1 or null'
+    'auto, a whole number of at least 1 and of at most 1,000,000 or null'
     >>> describe_type(flatten_schema(Config)["runtime.device"])
     'auto, cpu, cuda, mps or a text such as cuda:0'
     >>> describe_type(flatten_schema(Config)["data.corpus"])

@@ -146,8 +146,8 @@ class GenerateOptions(LoadOptions, SamplingOptions):
     prompt_file: PathText | None = Field(
         None, description="A file that holds the prompt; the line break at its end is not part of it."
     )
-    max_new_tokens: int = Field(200, ge=0, description="Tokens to generate at most.")
-    num_samples: int = Field(1, ge=1, description="How many texts to generate.")
+    max_new_tokens: int = Field(200, ge=0, le=1_000_000_000, description="Tokens to generate at most.")
+    num_samples: int = Field(1, ge=1, le=1_000_000, description="How many texts to generate.")
     stop: tuple[str, ...] = Field((), strict=False, description="End a text before any of these strings.")
     truncate_prompt: Literal["left"] | None = Field(
         None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
@@ -220,7 +220,7 @@ class EvaluateOptions(LoadOptions):
     memorization: bool = Field(
         False, description="How much of samples and validation text stands in the training text."
     )
-    batch_size: int = Field(32, ge=1, description="Sequences per forward pass.")
+    batch_size: int = Field(32, ge=1, le=1_000_000, description="Sequences per forward pass.")
 
 
 def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any]) -> Iterable[str]:
@@ -330,10 +330,18 @@ def completion(args: list[str], options: Section, overrides: dict[str, Any]) -> 
 
 COMMANDS = {
     "train": Command(train, "[CONFIG.yaml]", range(2), TrainFlags, config=True),
-    "generate": Command(generate, "CHECKPOINT", range(1, 2), GenerateOptions),
+    "generate": Command(
+        generate,
+        "CHECKPOINT",
+        range(1, 2),
+        GenerateOptions,
+        out_of_memory="lower --num-samples, or try --quantize int8",
+    ),
     "prepare": Command(prepare, "[CONFIG.yaml]", range(2), PrepareFlags, config=True),
     "plan": Command(plan, "[CONFIG.yaml]", range(2), PlanFlags, config=True),
-    "evaluate": Command(evaluate, "CHECKPOINT", range(1, 2), EvaluateOptions),
+    "evaluate": Command(
+        evaluate, "CHECKPOINT", range(1, 2), EvaluateOptions, out_of_memory="lower --batch-size"
+    ),
     "export": Command(export, "CHECKPOINT", range(1, 2), ExportOptions),
     "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3), ImportOptions),
     "report": Command(report, "RUN [RUN ...]", range(1, 10_000), ReportOptions),

@@ -14,6 +14,7 @@ import yaml
 
 from gptmini.config import Config, expand_home, load_config
 from gptmini.errors import UserError
+from gptmini.memory import explain_shortage
 from gptmini.schema import (
     Section,
     accepts_text,
@@ -43,6 +44,7 @@ class Command:
     count: range  # how many there may be
     schema: type[Section] = Section  # the command's own options
     config: bool = False  # whether every key of the config is an option too
+    out_of_memory: str = "close other programs, or use a machine with more"  # what to do
 
     @property
     def options(self) -> dict[str, dict[str, Any]]:
@@ -58,8 +60,9 @@ def run(name: str, command: Command, args: Sequence[str]) -> None:
         raise UserError(f"gptmini {name} takes {command.positionals}; given: {given}")
     own = {key: values.pop(key) for key in flatten_schema(command.schema) if key in values}
     options = validate(command.schema, own, "command line", own)
-    for line in command.run([*map(expand_home, positionals)], options, values) or ():
-        print(line, flush=True)
+    with explain_shortage(command.out_of_memory):
+        for line in command.run([*map(expand_home, positionals)], options, values) or ():
+            print(line, flush=True)
 
 
 def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[str, Any]]:

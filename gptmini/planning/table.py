@@ -8,7 +8,13 @@ from gptmini.config import Config, GPTConfig
 from gptmini.data.prepare import find_prepared
 from gptmini.data.tokenizers import load_tokenizer
 from gptmini.data.tokenizers.byte_pair import BPE_VOCAB_SIZE
-from gptmini.training.estimate import Memory, estimate, mebibytes, micro_batch_size_per_rank
+from gptmini.training.estimate import (
+    Memory,
+    estimate,
+    fitting_micro_batch_size,
+    mebibytes,
+    micro_batch_size_per_rank,
+)
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -21,12 +27,16 @@ def describe(
     Hardware detection needs torch, so where `runtime.precision` is auto there is a memory column for each
     precision that it may become. Raises UserError where the ranks cannot share a batch.
     """
-    train = config.train
-    micro = micro_batch_size_per_rank(train, world_size)
-    data = find_prepared(config.data, config.tokenizer) if train.init_from is None else None
+    micro = micro_batch_size_per_rank(config.train, world_size)
+    data = find_prepared(config.data, config.tokenizer) if config.train.init_from is None else None
     vocab_size = data.meta.vocab_size if data else _expected_vocab_size(config)
     model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
     corpus_tokens = data.meta.train_tokens if data else None
+    if config.train.micro_batch_size == "auto" and config.runtime.device in ("auto", "cpu"):
+        micro = fitting_micro_batch_size(config, model, "fp32", world_size)
+        train = config.train.model_copy(update={"micro_batch_size": micro})
+        config = config.model_copy(update={"train": train})
+    train = config.train
 
     precisions = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
     plans = {name: estimate(config, model, corpus_tokens, name, world_size) for name in precisions}

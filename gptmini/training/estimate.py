@@ -4,15 +4,21 @@ Memory is counted: the size of every tensor that training holds follows from the
 the count with what autograd keeps; `python scripts/bench.py memory` compares it with whole runs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gptmini.config import Config, GPTConfig, TrainConfig
-from gptmini.errors import UserError
+from gptmini.errors import OutOfMemoryError, UserError
+from gptmini.memory import available_bytes, gibibytes
 
 # Memory that no count covers, fitted to `python scripts/bench.py memory` on a CPU; builds of PyTorch differ.
 PYTORCH_BYTES = 258 << 20  # the smallest run: Python, PyTorch, tokenizers, the kernels' workspace
 RANKS_BYTES = 74 << 20  # besides, on each of several ranks: torch.distributed, and what DDP and FSDP import
 FRAGMENTATION_BYTES = 50 << 20  # heap memory that glibc cannot reuse
+LOWER_MODEL = "lower model.n_embd, model.n_layer, model.context_length or tokenizer.vocab_size"
+LOWER_STEP = (
+    "lower train.micro_batch_size (auto finds one that fits), model.context_length or the size of the model"
+)
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a number in a matrix product
 
 
@@ -95,13 +101,56 @@ def micro_batch_size_per_rank(config: TrainConfig, world_size: int) -> int:
     >>> micro_batch_size_per_rank(TrainConfig(batch_size=12), world_size=3)
     4
     """
-    micro = config.micro_batch_size
+    micro = None if config.micro_batch_size == "auto" else config.micro_batch_size
     if config.batch_size % (world_size * (micro or 1)):
         of = f"micro_batch_size = {micro} times " if micro else ""
         raise UserError(
             f"train.batch_size = {config.batch_size}: needs to be a multiple of {of}{world_size} ranks"
         )
     return micro or config.batch_size // world_size
+
+
+def check_memory(config: Config, model: GPTConfig, precision: str, world_size: int, ranks_here: int) -> None:
+    """OutOfMemoryError for a run on the CPU that clearly needs more than the machine has.
+
+    Linux grants such memory, and kills the process that uses it.
+    """
+    if config.train.micro_batch_size == "auto" and config.train.batch_size % world_size == 0:
+        train = config.train.model_copy(update={"micro_batch_size": 1})
+        config = config.model_copy(update={"train": train})
+    total = available_bytes(at_all=True)
+    memory = _memory(config, model, precision, world_size)
+    if total is not None and memory.peak * ranks_here > 1.25 * total:  # an estimate may be too high
+        needed = f"about {gibibytes(memory.peak * ranks_here)} needed, {gibibytes(total)} in all"
+        state = (memory.weights + memory.optimizer + memory.gradients) * ranks_here
+        raise OutOfMemoryError(f"out of memory ({needed}): {LOWER_MODEL if state > total else LOWER_STEP}")
+
+
+def fitting_micro_batch_size(
+    config: Config, model: GPTConfig, precision: str, world_size: int, ranks_here: int = 1
+) -> int:
+    """The largest of `halves` whose estimated memory on a CPU is available now; 1 if none is."""
+    available = available_bytes()
+    share = micro_batch_size_per_rank(config.train, world_size)
+    for size in halves(share):
+        train = config.train.model_copy(update={"micro_batch_size": size})
+        memory = _memory(config.model_copy(update={"train": train}), model, precision, world_size)
+        if available is None or (memory.peak - PYTORCH_BYTES) * ranks_here <= available:
+            return size
+    return 1
+
+
+def halves(share: int) -> Iterator[int]:
+    """The sequences of a rank's share, and divisors of it, each at most half of the one before.
+
+    >>> list(halves(12))
+    [12, 6, 3, 1]
+    """
+    size = share
+    while size > 1:
+        yield size
+        size = next(divisor for divisor in range(size // 2, 0, -1) if share % divisor == 0)
+    yield 1
 
 
 def count_parameters(model: GPTConfig) -> int:

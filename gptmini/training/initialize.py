@@ -11,7 +11,9 @@ from gptmini.data.tokenizers import Tokenizer
 from gptmini.distributed.context import copy_full_
 from gptmini.distributed.fsdp import build_model
 from gptmini.errors import UserError
+from gptmini.memory import explain_shortage
 from gptmini.model import GPT
+from gptmini.training.estimate import LOWER_MODEL, check_memory
 from gptmini.training.runtime import DTYPES, Runtime
 
 
@@ -46,9 +48,14 @@ def build_model_and_data(
     if padding < 0 or (padding and tokenizer is None):
         raise UserError(f"the tokenizer's vocab_size = {vocab_size}, but {name} has {vocab_size + padding}")
 
-    torch.manual_seed(config.train.seed)
+    distributed = runtime.distributed
     model_config = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
-    model = build_model(model_config, runtime.distributed, runtime.device, DTYPES[runtime.precision])
+    if runtime.device.type == "cpu":
+        ranks = distributed.world_size, distributed.local_world_size
+        check_memory(config, model_config, runtime.precision, *ranks)
+    torch.manual_seed(config.train.seed)
+    with explain_shortage(LOWER_MODEL):
+        model = build_model(model_config, distributed, runtime.device, DTYPES[runtime.precision])
     # Parameters come one by one, so that a rank of a sharded model never holds all of them.
     ours = dict(model.named_parameters())
     with torch.no_grad():

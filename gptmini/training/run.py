@@ -9,11 +9,13 @@ from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, dump_config, load_config, path_argument
 from gptmini.distributed.context import join_process_group
+from gptmini.memory import explain_shortage
 from gptmini.schema import validate
 from gptmini.terminal import guard_streams
-from gptmini.training.estimate import estimate, micro_batch_size_per_rank
+from gptmini.training.estimate import LOWER_STEP, estimate, micro_batch_size_per_rank
 from gptmini.training.initialize import build_model_and_data, resolve_tokenizer
 from gptmini.training.metrics import Metrics
+from gptmini.training.micro_batch import fit_micro_batch_size
 from gptmini.training.resume import claim_run_dir, refuse_used_folder, restore, saved_tokenizer
 from gptmini.training.runtime import start_runtime
 from gptmini.training.signals import stop_signal
@@ -39,6 +41,7 @@ class TrainResult:
 
 
 @guard_streams(may_fail=True)  # a run outlives its terminal
+@explain_shortage(LOWER_STEP)
 def train(
     config: Config | str | Path | Mapping[str, Any], *, resume: bool = False, quiet: bool = False
 ) -> TrainResult:
@@ -46,8 +49,8 @@ def train(
 
     With `resume`, continue from the newest checkpoint in that folder. Started by torchrun, the processes
     train one model together. Raises UserError for what cannot be trained (before anything is written to the
-    run folder), DivergedError, DamagedError, InUseError, LostRankError, and Stopped when a signal came and
-    everything was saved.
+    run folder), DivergedError, DamagedError, InUseError, LostRankError, OutOfMemoryError, and Stopped when a
+    signal came and everything was saved.
     """
     if isinstance(config, Mapping):
         config = validate(Config, config, "config")
@@ -69,6 +72,7 @@ def train(
         # From here on the run folder is locked, and a signal waits for the end of the step.
         with claim_run_dir(store, resume, distributed), stop_signal() as stop:
             trainer = Trainer(config, runtime, model, data, store)
+            config = fit_micro_batch_size(trainer, resume=resume)
             notes = restore(store, trainer.state, config, data, runtime) if resume else []
             if distributed.is_main and not trainer.progress.is_finished(config.train):
                 write_file(store.run_folder / "config.yaml", dump_config(config).encode())
