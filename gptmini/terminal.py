@@ -65,13 +65,16 @@ class _Stream:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: the file was closed
-            reason = getattr(error, "strerror", None) or str(error)
+        except ValueError:  # the program itself has closed it
             if not self._may_fail:
-                raise OSError(getattr(error, "errno", None), reason, self._name) from None
+                raise
+        except OSError as error:
+            if not self._may_fail:
+                raise OSError(error.errno, error.strerror, self._name) from None
             if not self._has_failed:
                 self._has_failed = True
-                print(f"{self._name}: {reason}; the run continues without it", file=sys.stderr, flush=True)
+                notice = f"{self._name}: {error.strerror}; the run continues without it"
+                print(notice, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

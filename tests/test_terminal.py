@@ -73,7 +73,7 @@ def dead_stream(kind):
     [
         ("full", "No space left on device"),
         ("broken", "Broken pipe"),
-        ("closed", "I/O operation on closed file"),
+        ("closed", ""),
     ],
 )
 def test_a_run_continues_without_its_words(out, reason, err, config_file, tmp_path, capsys):
@@ -83,7 +83,7 @@ def test_a_run_continues_without_its_words(out, reason, err, config_file, tmp_pa
             streams.enter_context(contextlib.redirect_stderr(streams.enter_context(dead_stream(err))))
         assert main(["train", str(config_file)]) == 0
     assert (tmp_path / "run" / "checkpoints" / "step-00000020" / "manifest.json").exists()
-    notice = f"standard output: {reason}; the run continues without it\n"
+    notice = f"standard output: {reason}; the run continues without it\n" if reason else ""
     assert capsys.readouterr().err == (notice if err == "works" else "")
 
 

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141  # as shells report it
         except OSError as error:
             return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
-        except MemoryError:  # before a command is known
-            return _fail("out of memory", 1)
+        except MemoryError as error:  # before a command is known
+            return _fail(str(error) or "out of memory", 1)
         except KeyboardInterrupt:
             return 130
         finally:

@@ -81,7 +81,7 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         )
         if result.returncode:
             reason = (result.stderr.decode(errors="replace").splitlines() or ["killed"])[-1]
-            raise MemoryError(
+            raise OutOfMemoryError(
                 f"a tokenizer of tokenizer.vocab_size = {size + 1:,} cannot be learned from "
                 f"{len(lines):,} characters of text here ({reason}): lower it, or free some memory"
             )
