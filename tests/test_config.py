@@ -102,7 +102,7 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_place(text, message, ref
         ("train: {max_steps: '5'}", "train.max_steps = '5': needs a whole number of at least 1"),
         (
             "train: {eval_tokens: x}",
-            "train.eval_tokens = 'x': needs a whole number of at least 1 or null",
+            "train.eval_tokens = 'x': needs a whole number of at least 1 and of at most",
         ),
         ("train: {out_dir: ''}", "train.out_dir = '': needs a path"),
         ('train: {out_dir: "a\\0b"}', r"train.out_dir = 'a\x00b': needs a path"),
@@ -148,7 +148,7 @@ def test_other_wrong_keys_are_counted_once_each(refusal):
 
 def test_a_wrong_override_is_named_as_an_option(refusal):
     assert refusal("train: {seed: 1}", {"train.max_steps": 0}).endswith(
-        "--train.max-steps = 0: needs a whole number of at least 1"
+        "--train.max-steps = 0: needs a whole number of at least 1 and of at most 1,000,000,000"
     )
 
 

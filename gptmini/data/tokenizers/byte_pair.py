@@ -21,7 +21,7 @@ from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
 from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from gptmini.data.tokenizers.hf_files import BYTE_LEVEL, TokenizerFile
-from gptmini.errors import DamagedError, UserError
+from gptmini.errors import DamagedError, OutOfMemoryError, UserError
 
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
 GPT2_MERGES = 50_000
