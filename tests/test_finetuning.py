@@ -1,5 +1,6 @@
 """Training that starts from GPT-2 weights: transformers' folders, our checkpoints, names on the Hub."""
 
+import errno
 import json
 import os
 import subprocess
@@ -294,3 +295,30 @@ def test_a_name_that_cannot_be_fetched_is_one_line_that_says_what_to_do(tmp_path
     assert "someone/tiny-gpt2: no such folder" in done.stderr
     assert "hf download someone/tiny-gpt2" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["HF_ENDPOINT=garbage", "HF_ENDPOINT=ftp://x", "https_proxy=socks5://x:1"],
+)
+def test_whatever_the_hub_and_its_client_raise_is_one_line(tmp_path, setting):
+    code = "import gptmini, gptmini.errors\ntry: gptmini.load('someone/tiny-gpt2')\n"
+    code += "except gptmini.errors.UserError as error: print(error)"
+    name, _, value = setting.partition("=")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), name: value}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith(
+        "someone/tiny-gpt2: no such folder, and the Hugging Face Hub gives no model"
+    )
+
+
+def test_a_full_disk_while_downloading_is_not_blamed_on_the_name(monkeypatch):
+    import huggingface_hub
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/blob")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left on device: '/cache/blob'"):
+        gptmini.load("someone/tiny-gpt2")

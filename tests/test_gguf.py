@@ -260,3 +260,37 @@ def test_llama_cpp_reads_the_same_tokens_and_writes_the_same_greedy_ones(make, t
         if len(theirs) == len(ours):
             break
     assert theirs == ours
+
+
+@pytest.mark.filterwarnings("ignore")  # xllamacpp's
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_a_llama_cpp_server_writes_the_same_greedy_text_also_without_the_padding(make, tmp_path, kind):
+    xllamacpp = pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    model, tokenizer = make(kind)
+    rows = -(-tokenizer.vocab_size // 64) * 64
+    padded = GPT(model.config.model_copy(update={"vocab_size": rows})).eval()
+    weights = model.state_dict()
+    for name in ("token_embedding.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], 9 * torch.ones(rows - tokenizer.vocab_size, 64)])
+    padded.load_state_dict(weights)
+    export_gguf(tmp_path / "m.gguf", padded, tokenizer, "float32")
+    options = xllamacpp.CommonParams()
+    options.model.path, options.n_ctx, options.warmup, options.n_parallel = (
+        str(tmp_path / "m.gguf"),
+        64,
+        False,
+        1,
+    )
+    server, compared = xllamacpp.Server(options), 0
+    for prompt in ("It's sentence 12;", "née 7\n\n x", "<|endoftext|>It's"):
+        ids = tokenizer.encode(prompt, parse_special=True)
+        ours = generate(model, torch.tensor([ids]), max_new_tokens=20, temperature=0.0)[0].tolist()
+        request = {"prompt": prompt, "n_predict": 20, "temperature": 0.0, "n_probs": 1, "ignore_eos": True}
+        answer = server.handle_completions(request | {"stream": False, "cache_prompt": False})
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+        found = b"".join(bytes(token["bytes"]) for token in answer["choices"][0]["logprobs"]["content"])
+        expected = tokenizer.decode_bytes(ours[len(ids) :])
+        # the server keeps back bytes that are no whole character yet
+        assert expected.startswith(found)
+        compared += len(found)
+    assert compared > 5

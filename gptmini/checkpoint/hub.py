@@ -1,5 +1,6 @@
 """GPT-2 weights by name: a folder on this machine, or a model of the Hugging Face Hub."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def find_weights(name: str | Path) -> Path:
     """The folder `name`, or else the local copy of the model that the Hub has under that name.
 
     What was downloaded once is found again without a network. Raises UserError, saying what to download,
-    where there is neither.
+    where there is neither; OSError where the disk does not take it.
     """
     folder = Path(name).expanduser()
     if folder.exists() or not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
@@ -32,7 +33,9 @@ def find_weights(name: str | Path) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
-    except (OSError, ValueError) as error:  # all that huggingface_hub raises: no network, no such model, ...
+    except Exception as error:  # it, its HTTP client, a proxy, ... raise classes of their own
+        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+            raise  # this machine's disk
         reason = type(error.__cause__ or error).__name__
         raise UserError(
             f"{name}: no such folder, and the Hugging Face Hub gives no model of that name ({reason}); "
