@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_documents import texts
 
+from gptmini import report
 from gptmini.data.corpus import open_corpus
 from gptmini.data.find_files import find_files
 from gptmini.errors import UserError
@@ -43,6 +44,15 @@ def test_runs_models_and_caches_are_no_corpus(tmp_path, files):
     # named, or by a glob without **, each of its files can be read
     name = next(name for name in files if "/" not in name)
     assert found(tmp_path / "runs" / "x" / name) == found(tmp_path / "runs" / "*" / name) == [name]
+
+
+def test_a_report_is_no_corpus(tmp_path):
+    make(tmp_path, "a.txt", "b.html")
+    template = Path(report.__file__).with_name("report.html")
+    (tmp_path / "report.html").write_bytes(template.read_bytes())
+    for entry in (tmp_path, tmp_path / "*.*", tmp_path / "**"):
+        assert found(entry) == ["a.txt", "b.html"]
+    assert found(tmp_path / "report.html") == ["report.html"]
 
 
 def test_a_folder_and_a_glob_follow_the_same_links_each_once(tmp_path):

@@ -45,7 +45,7 @@ def find_files(entry: str, key: str) -> list[Path]:
                 "name the files in it that you want"
             )
         files = [folder / name for folder, names in walk(path) for name in names]
-        files = [file for file in files if format_suffix(file) in TEXT_SUFFIXES]
+        files = [file for file in files if format_suffix(file) in TEXT_SUFFIXES and not _is_report(file)]
         # not pipes and devices; reading a broken link says what is wrong with it
         if not (files := [file for file in files if os.path.isfile(file) or not os.path.exists(file)]):
             raise UserError(
@@ -61,7 +61,7 @@ def find_files(entry: str, key: str) -> list[Path]:
             f"give {STANDARD_INPUT} instead"
         )
     if glob.has_magic(entry):
-        files = sorted({file for file in _match(path) if os.path.isfile(file)})
+        files = sorted({file for file in _match(path) if os.path.isfile(file) and not _is_report(file)})
         if not files:
             raise UserError(f"{key} = {entry}: no file matches this pattern (** skips runs and caches)")
         return files
@@ -104,6 +104,17 @@ def _match(pattern: Path) -> Iterator[Path]:
     for root in filter(os.path.isdir, found):
         for folder, _ in walk(root):
             yield from _match(Path(glob.escape(str(folder)), *rest))
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file is a page that gptmini wrote."""
+    if file.suffix != ".html" or not os.path.isfile(file):
+        return False
+    try:
+        with open(file, "rb") as page:
+            return b'name="generator" content="gptmini' in page.read(500)
+    except OSError:  # reading it as text says why
+        return False
 
 
 def _is_no_corpus(names: list[str]) -> bool:
