@@ -130,6 +130,8 @@ def _errors_name(source: str | Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise read_error(source, error) from None
+    except MemoryError:
+        raise MemoryError(f"{source}: too little memory to read it") from None
 
 
 @contextmanager
@@ -147,7 +149,7 @@ def _bounded(document: bytes, location: str) -> bytes:
 
 def _too_long(location: str) -> UserError:
     return UserError(
-        f"{location}: is longer than {DOCUMENT_BYTES >> 20} MiB, the most for a text in JSON or parquet: "
+        f"{location} is longer than {DOCUMENT_BYTES >> 20} MiB, the most for a text in JSON or parquet: "
         "cut it into several, or save it as plain text"
     )
 
@@ -221,7 +223,7 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
         raise MissingPackageError(f"{path}: reading parquet", "pyarrow") from None
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        with _errors_name(path), pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             if text_field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UserError(f"{path}: has no column {text_field}: it has {names:.200}")
@@ -231,11 +233,10 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
                 for batch in file.iter_batches(rows, [group], [text_field], use_threads=False):
                     for text in _column_bytes(batch.column(0), text_field, path):
                         number += 1
-                        location = f"{path}, row {number}"
                         if text is None:
-                            raise UserError(f"{location}: has no text in the column {text_field}")
-                        yield Document(location, [_bounded(text, location)])
-    except (OSError, pyarrow.ArrowException) as error:
+                            raise UserError(f"{path}, row {number}: has no text in the column {text_field}")
+                        yield Document(f"{path}, row {number}", [text])
+    except pyarrow.ArrowException as error:
         raise read_error(path, error) from None
 
 
@@ -252,9 +253,15 @@ def _rows_at_a_time(group: Any, text_field: str, path: Path) -> int:
 def _column_bytes(column: Any, text_field: str, path: Path) -> list[bytes | None]:
     """The bytes of a column of texts, whether they are UTF-8 or not."""
     import pyarrow
+    import pyarrow.compute
 
     try:
-        texts: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+        texts = column.cast(pyarrow.large_binary())
+    except MemoryError:
+        raise
     except pyarrow.ArrowException:
         raise UserError(f"{path}: the column {text_field} is of type {column.type}, not text") from None
-    return texts
+    if (pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0) > DOCUMENT_BYTES:
+        raise _too_long(f"{path}: a row")
+    values: list[bytes | None] = texts.to_pylist()
+    return values

@@ -63,7 +63,8 @@ def find_files(entry: str, key: str) -> list[Path]:
     if glob.has_magic(entry):
         files = sorted({file for file in _match(path) if os.path.isfile(file) and not _is_report(file)})
         if not files:
-            raise UserError(f"{key} = {entry}: no file matches this pattern (** skips runs and caches)")
+            left_out = " (** leaves out runs, models and caches)" if "**" in entry else ""
+            raise UserError(f"{key} = {entry}: no file matches this pattern{left_out}")
         return files
     return []
 
