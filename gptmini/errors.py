@@ -1,5 +1,6 @@
 """The errors that end a command, one class per exit code. The message is the one line that is printed."""
 
+import errno
 import sys
 
 
@@ -50,3 +51,15 @@ class Stopped(Exception):
     """A signal stopped training, and a checkpoint was saved."""
 
     exit_code = 75
+
+
+# Not the user's fault, so exit code 1.
+_MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
+
+
+def read_error(source: object, error: Exception) -> Exception:
+    """The error to raise where a file cannot be read: UserError, or OSError where the machine is at fault."""
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        return OSError(error.errno, error.strerror, str(source))
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UserError(f"{source}: cannot be read: {' '.join(reason.split())}")

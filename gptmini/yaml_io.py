@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from gptmini.errors import UserError
+from gptmini.errors import UserError, read_error
 from gptmini.schema import format_value
 
 
@@ -28,7 +28,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; `gptmini configs` lists gptmini's own") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise read_error(path, error) from None
     try:
         values = parse_yaml(text)
     except yaml.MarkedYAMLError as error:

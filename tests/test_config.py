@@ -1,6 +1,8 @@
 """The config: how YAML is read, what the schema refuses, and that every refusal is one line."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
+from gptmini.cli.main import main
 from gptmini.config import (
     Config,
     DataConfig,
@@ -379,3 +382,14 @@ def test_explain_names_the_source_where_the_mistake_has_no_key():
     with pytest.raises(ValidationError) as error:
         Both.model_validate([])
     assert explain(error.value, Both, "here") == "here = []: needs keys of its own"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EMFILE, 1), (errno.EIO, 1), (errno.EACCES, 2)])
+def test_a_config_that_the_machine_cannot_read_exits_1(tmp_path, monkeypatch, capsys, number, code):
+    def fails(path, **options):
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / "c.yaml").write_text("train: {max_steps: 1}\n")
+    monkeypatch.setattr(Path, "read_text", fails)
+    assert main(["prepare", str(tmp_path / "c.yaml")]) == code
+    assert capsys.readouterr().err.count("\n") == 1

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from gptmini.cli.options import Command, completion_script
 from gptmini.config import Device, PathText, load_config
-from gptmini.errors import UserError
+from gptmini.errors import UserError, read_error
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.schema import Section, did_you_mean
 from gptmini.terminal import discard_unwritten, guard_streams
@@ -208,7 +208,7 @@ def _read_prompt(options: GenerateOptions) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+        raise read_error(source, error) from None
 
 
 class EvaluateOptions(LoadOptions):

@@ -5,7 +5,6 @@ decides its format: `a.txt` is one document, `a.jsonl` one for each line, `a.jso
 array, `a.parquet` one for each row, and all but parquet may end in `.gz`.
 """
 
-import errno
 import gzip
 import itertools
 import json
@@ -21,15 +20,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gptmini.data.file_formats import describe_format
-from gptmini.errors import MissingPackageError, UserError
+from gptmini.errors import MissingPackageError, UserError, read_error
 
 BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
 
 DOCUMENT_BYTES = 256 << 20  # of a text in JSON or parquet, which is in memory whole, some four times over
 BATCH_BYTES = 16 << 20  # of parquet rows that are decoded at once
-# Not the user's fault, so exit code 1.
-_MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 
 
 class Document(NamedTuple):
@@ -114,14 +111,6 @@ def format_suffix(path: Path) -> str:
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
-
-
-def read_error(source: str | Path, error: Exception) -> Exception:
-    """The error to raise where a text cannot be read: UserError, or OSError where the machine is at fault."""
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-        return OSError(error.errno, error.strerror, str(source))
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"{source}: cannot be read: {' '.join(reason.split())}")
 
 
 @contextmanager

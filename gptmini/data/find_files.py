@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptmini.data.documents import STANDARD_INPUT, format_suffix, read_error
-from gptmini.errors import UserError
+from gptmini.data.documents import STANDARD_INPUT, format_suffix
+from gptmini.errors import UserError, read_error
 
 # What is read from a folder. A file that is named, or that a glob matches, is read whatever its suffix.
 TEXT_SUFFIXES = frozenset(
