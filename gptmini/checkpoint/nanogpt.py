@@ -21,7 +21,7 @@ from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameters_from_gpt2
 from gptmini.checkpoint.plain_pickle import Name, read_pickle
 from gptmini.checkpoint.safetensors_io import printable
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer, load_gpt2
-from gptmini.errors import DamagedError, UserError
+from gptmini.errors import DamagedError, UserError, read_error
 from gptmini.model import GPT
 
 GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE = 50257, 50304  # nanoGPT pads GPT-2's vocabulary to a multiple of 64
@@ -92,7 +92,7 @@ def read_meta(path: Path) -> Tokenizer:
             raise UserError("its itos does not have one character for each id from 0 up")
         return CharTokenizer([str(text) for text in texts], special_tokens=(), end_of_text=None)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise read_error(path, error) from None
     except (UserError, UnicodeEncodeError) as error:
         raise UserError(f"{path}: not the characters of a nanoGPT dataset: {error}") from None
 
@@ -107,7 +107,7 @@ def _read_checkpoint(path: Path) -> tuple[GPT, str]:
     except DamagedError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise read_error(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
