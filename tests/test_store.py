@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from gptmini.checkpoint import safetensors_io
 from gptmini.checkpoint.manifest import verify
 from gptmini.checkpoint.safetensors_io import TensorFiles, file_chunks
 from gptmini.checkpoint.state import Checkpoint, TrainingState
@@ -317,3 +319,23 @@ def test_an_empty_tensor_file_is_a_tensor_file(tmp_path):
     (tmp_path / "empty.safetensors").write_bytes(b"".join(file_chunks({})))
     assert dict(TensorFiles([tmp_path / "empty.safetensors"])) == {}
     assert safetensors.torch.load_file(tmp_path / "empty.safetensors") == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("No such file or directory: x"),  # what safetensors makes of "too many open files"
+        RuntimeError("unable to mmap 6680 bytes from file <x>: Cannot allocate memory (12)\nstack trace"),
+    ],
+)
+def test_a_machine_that_cannot_open_weights_is_no_damage(tmp_path, monkeypatch, error):
+    def fails(*args, **options):
+        raise error
+
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"".join(file_chunks({})))
+    monkeypatch.setattr(safetensors_io, "safe_open", fails)
+    with pytest.raises(OSError, match=re.escape(str(path))) as raised:
+        TensorFiles([path])
+    assert not isinstance(raised.value, DamagedError)
+    assert "\n" not in str(raised.value)

@@ -157,11 +157,11 @@ def raises_damaged(path: Path) -> Iterator[None]:
     except DamagedError:
         raise
     except OSError as error:
-        if error.errno not in _NO_FILE and not isinstance(
-            error, FileNotFoundError
-        ):  # safe_open's has no errno
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        if error.errno not in _NO_FILE and path.exists():  # what safe_open raises has no errno
+            raise OSError(error.errno, error.strerror or "cannot be opened", str(path)) from None
         raise DamagedError(f"{path}: cannot be read: {error.strerror or 'no such file'}") from None
+    except RuntimeError as error:  # torch cannot map the file: too many are open, or no memory is left
+        raise OSError(None, str(error).partition("\n")[0], str(path)) from None
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise DamagedError(f"{path}: not a safetensors file: {printable(reason)[:300]}") from None

@@ -18,27 +18,20 @@ from torch.distributed.rendezvous import rendezvous
 from gptmini.errors import LostRankError
 
 FAILURE_GRACE_SECONDS = 5.0  # how far apart the ranks may notice that one is lost
-_TORCHRUN_IS_LOST = (
-    "torchrun does not respond: killed, or on a machine that cannot be reached; start it again with --resume"
-)
 
 
 @functools.cache
 def shared_store() -> PrefixStore:
     """torchrun's key-value store; a restart gets a namespace of its own. LostRankError if it is gone."""
     try:
-        if _in_torchrun():  # first a plain connection: torch would retry for a minute and log stack traces
+        # One in torchrun's process was there before this one: torch would retry, and log stack traces.
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             socket.create_connection(address, timeout=20).close()
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=60)))
     except (OSError, dist.DistError):
-        raise LostRankError(_TORCHRUN_IS_LOST) from None
+        raise LostRankError("torchrun has ended, or does not respond; start it again with --resume") from None
     return PrefixStore(f"gptmini {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-def _in_torchrun() -> bool:
-    """Whether the store is in torchrun's process, which was there before this one; else it is in rank 0."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -47,10 +40,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def find_missing_ranks(store: Store, rank: int, world_size: int, *, wait: bool) -> list[int]:
-    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds.
-
-    LostRankError if they cannot be told because torchrun is gone.
-    """
+    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds."""
     keys = [f"failed {other}" for other in range(world_size)]
     try:
         store.set(keys[rank], "")
@@ -59,9 +49,7 @@ def find_missing_ranks(store: Store, rank: int, world_size: int, *, wait: bool) 
         with suppress(dist.DistStoreError):  # the wait timed out
             store.wait(keys, timedelta(seconds=FAILURE_GRACE_SECONDS))
         return [other for other, key in enumerate(keys) if not store.check([key])]
-    except dist.DistNetworkError:
-        if wait and _in_torchrun():
-            raise LostRankError(_TORCHRUN_IS_LOST) from None
+    except dist.DistNetworkError:  # the store lives in rank 0, or in the torchrun that started it
         return [0]
 
 

@@ -11,17 +11,12 @@ import time
 from contextlib import suppress
 
 _CHECK_SECONDS = 0.5
-_GRACE_SECONDS = 10.0  # for the step and its save; a rank that hangs in a collective cannot make them
+_GRACE_SECONDS = 10.0  # for the step and its save, which a rank that hangs in a collective cannot make
 
 
 def end_with_torchrun() -> None:
-    """Under torchrun, watch from a thread that it is still there; a second call changes nothing.
-
-    A torchrun that gets SIGTERM or Ctrl-C passes it on; only one that is killed cannot. Then each rank acts
-    as at SIGTERM, and is ended where that takes longer than 10 seconds.
-    """
-    watched = any(thread.name == __name__ for thread in threading.enumerate())
-    if "TORCHELASTIC_RUN_ID" in os.environ and not watched:
+    """Under torchrun, act as at SIGTERM when torchrun is killed, as it then cannot pass a signal on."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and __name__ not in [t.name for t in threading.enumerate()]:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack trace of a store that is gone
         threading.Thread(target=_watch, args=(os.getppid(),), name=__name__, daemon=True).start()
 
