@@ -209,10 +209,10 @@ class CheckpointStore:
             for folder in sorted(folders, key=lambda folder: folder != best):  # the best first
                 try:
                     found = read(folder)
-                except (DamagedError, UserError) as error:
+                except (DamagedError, UserError, FileNotFoundError) as error:
                     if not holds_checkpoint(folder):
                         break
-                    if isinstance(error, UserError):
+                    if not isinstance(error, DamagedError):
                         raise
                     damaged.append(printable(error))
                     continue
