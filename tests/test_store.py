@@ -101,6 +101,14 @@ def test_if_no_checkpoint_is_undamaged_it_says_so(store):
         store.latest()
 
 
+def test_a_step_without_manifest_and_training_is_damaged_and_not_passed_over(store):
+    path = save(store, 1)
+    for name in ("manifest.json", "training/state.json", "training/optimizer.safetensors"):
+        (path / name).unlink()
+    with pytest.raises(DamagedError, match=r"step-00000001/manifest\.json: cannot be read"):
+        store.latest()
+
+
 def test_saving_a_step_again_leaves_it_and_replaces_a_damaged_one(store):
     path = save(store, 1)
     before = {file: file.stat().st_mtime_ns for file in files(path)}

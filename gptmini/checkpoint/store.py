@@ -76,7 +76,7 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
 
 def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], Tokenizer | None]:
     """`open_weights` of a step's folder or a GPT-2 directory."""
-    if holds_checkpoint(path):
+    if is_step_folder(path):
         verify(path)
     elif not (path / "config.json").exists():
         raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
@@ -84,9 +84,14 @@ def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], T
     return config, parameters, load_tokenizer(path)
 
 
+def is_step_folder(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run, be it damaged, and not any GPT-2 directory."""
+    return (folder / MANIFEST).exists() or (folder / STATE).exists()
+
+
 def holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a step's folder of ours, be it damaged."""
-    return any((folder / name).exists() for name in (MANIFEST, STATE, OPTIMIZER))
+    """Whether a step's folder is more than what others left in it."""
+    return is_step_folder(folder) or (folder / "model.safetensors").exists()
 
 
 class CheckpointStore:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptmini.checkpoint.manifest import verify
 from gptmini.checkpoint.state import TrainingState, read_state
-from gptmini.checkpoint.store import CheckpointStore, holds_checkpoint, open_weights
+from gptmini.checkpoint.store import CheckpointStore, holds_checkpoint, is_step_folder, open_weights
 from gptmini.config import Config, flatten_config, load_config
 from gptmini.data.prepare import find_prepared
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
@@ -47,7 +47,7 @@ def _run_parts(run: Path) -> Iterator[Part]:
         if (run / name).exists():
             yield run / name, partial(_check_log, run / name, schema)
     for step in store.steps():
-        yield store.path(step), partial(_check_step, store, step)
+        yield store.path(step), partial(_check_kept_step, store, step)
     yield "prepared tokens", partial(_check_tokens, store)
 
 
@@ -71,21 +71,25 @@ def _check_log(path: Path, schema: type[Section]) -> str:
     return f"whole, {sum(1 for _ in read_log(path, schema)):,} lines"
 
 
-def _check_step(store: CheckpointStore, step: int) -> str | None:
+def _check_kept_step(store: CheckpointStore, step: int) -> str | None:
     try:
-        return _check_folder(store.path(step))
+        return _check_step(store.path(step))
     except DamagedError:
         if step in store.steps():
             raise
         return None  # a run that trains has removed it
 
 
-def _check_folder(path: Path) -> str:
-    if holds_checkpoint(path):
-        verify(path)
-        loss = read_state(path).val_loss
-        return "whole" if loss is None else f"whole, validation loss {loss:.4f}"
-    numbers = sum(parameter.numel() for _, parameter in open_weights(path)[1])
+def _check_step(folder: Path) -> str:
+    verify(folder)
+    loss = read_state(folder).val_loss
+    return "whole" if loss is None else f"whole, validation loss {loss:.4f}"
+
+
+def _check_folder(folder: Path) -> str:
+    if is_step_folder(folder):
+        return _check_step(folder)
+    numbers = sum(parameter.numel() for _, parameter in open_weights(folder)[1])
     return f"readable, {numbers:,} parameters; no manifest.json to compare it with"
 
 
