@@ -174,16 +174,6 @@ def test_a_full_disk_leaves_nothing_half_and_names_the_folder(monkeypatch):
     assert prepare_again().train[:].tolist() == result.train[:].tolist()
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_cache_that_can_be_no_folder_is_named(place, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("mine")
-    monkeypatch.setenv("GPTMINI_CACHE_DIR", str(tmp_path / place))
-    result = outcome(lambda: prepare_corpus(corpus_of(b"some text " * 50), 0.1, BYTES, 4, quiet=True))
-    assert f"{result.filename}: {result.strerror}".startswith(
-        f"{tmp_path}/file: File exists: set GPTMINI_CACHE_DIR"
-    )
-
-
 @pytest.mark.skipif(os.name != "posix", reason="needs file permissions")
 def test_a_cache_that_cannot_be_written_is_used_if_it_holds_the_tokens(monkeypatch, capsys):
     with tempfile.TemporaryDirectory() as name:  # which another user can reach, unlike tmp_path

@@ -51,7 +51,7 @@ def test_every_flipped_byte_of_prepared_tokens_is_found(tmp_path, long):
         content = path.read_bytes()
         for i in range(0, len(content), 1 if long else 17):
             path.write_bytes(content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :])
-            with pytest.raises(DamagedError, match=rf"^{folder}/\S+: (damaged|missing)"):
+            with pytest.raises(DamagedError, match=rf"^{folder}\S*: damaged: "):
                 open_token_files(folder)
             count += 1
         path.write_bytes(content)
@@ -119,27 +119,21 @@ def test_a_run_whose_tokens_are_damaged_ends_with_one_line(tmp_path, monkeypatch
     )
 
 
-def test_files_that_do_not_fit_together_are_refused(tmp_path):
+def test_a_folder_that_is_whole_but_not_of_this_version_is_refused(tmp_path):
     prepared(tmp_path, "some text " * 20)
     folder = tokens_folder()
-    content = (folder / "train.bin").read_bytes()
-    (folder / "train.bin").write_bytes(content + b"x")
-    with pytest.raises(DamagedError, match=r"train\.bin: holds 361 bytes, not 180 tokens"):
-        open_token_files(folder)
-    (folder / "train.bin").write_bytes(content)
     meta = json.loads((folder / "meta.json").read_text())
-    for change, message in (
-        ({"tokenizer_digest": "0"}, r"holds another tokenizer than meta\.json says"),
-        ({"vocab_size": 0}, r"meta\.json: Input should be greater than or equal to 1"),
-        ({"format_version": 9}, r"meta\.json: Input should be 2"),
-    ):
-        (folder / "meta.json").write_text(json.dumps(meta | change))
-        with pytest.raises(DamagedError, match=r"meta\.json: damaged"):
-            open_token_files(folder)
-        (folder / "SHA256SUMS").unlink()
-        create_sums(folder)
-        with pytest.raises(DamagedError, match=message):
-            open_token_files(folder)
+    (folder / "meta.json").write_text(json.dumps(meta | {"format_version": 9}))
+    (folder / "SHA256SUMS").unlink()
+    create_sums(folder)
+    with pytest.raises(DamagedError, match="Input should be 2"):
+        open_token_files(folder)
+    (folder / "train.bin").write_bytes(b"x")
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "SHA256SUMS").unlink()
+    create_sums(folder)
+    with pytest.raises(DamagedError, match=r"train\.bin: holds 1 bytes, not 180 tokens"):
+        open_token_files(folder)
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")

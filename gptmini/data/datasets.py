@@ -4,14 +4,12 @@ A download is kept in the cache folder. It is used only if its sha256 is right, 
 by hand is as good.
 """
 
-import errno
 import os
 import re
 import sys
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,8 +88,7 @@ def open_named(name: str) -> Callable[[], Iterable[Document]]:
     corpus = NAMED[name]
     if not corpus.url:
         return python_docs
-    with errors_name_cache():
-        path = _find(corpus) or _download(name, corpus)
+    path = _find(corpus) or _download(name, corpus)
     if corpus.member is not None:
         return partial(_read_zip, path, corpus.member)
     if corpus.separator is not None:
@@ -122,25 +119,6 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("gptmini"))
 
 
-@contextmanager
-def errors_name_cache() -> Iterator[None]:
-    """Where the cache folder cannot be written, say how to choose another."""
-    try:
-        yield
-    except OSError as error:
-        if not _unusable(error):
-            raise
-        advice = "set GPTMINI_CACHE_DIR to a folder that can be written"
-        place = error.filename or str(cache_folder())
-        raise OSError(error.errno or errno.EACCES, f"{error.strerror or error}: {advice}", place) from None
-
-
-def _unusable(error: Exception) -> bool:
-    """Whether a folder is full, cannot be written or is none."""
-    codes = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
-    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in codes)
-
-
 def _find(corpus: NamedCorpus) -> Path | None:
     """The file in the cache folder, under any of its names, if its digest is right."""
     import pooch
@@ -169,13 +147,12 @@ def _download(name: str, corpus: NamedCorpus) -> Path:
             known_hash, show_bar = f"sha256:{corpus.sha256}", sys.stderr.isatty()
             path = pooch.retrieve(corpus.url, known_hash, corpus.names[0], folder, progressbar=show_bar)
     except Exception as error:  # a wrong digest, or whatever requests and httpx raise without a network
-        if _unusable(error):
-            raise
         reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise UserError(
             f"{name}: cannot be downloaded ({type(error).__name__}: {reason}); without a "
             f"network put {corpus.url} ({corpus.size_bytes:,} bytes, sha256 {corpus.sha256}) at "
-            f"{folder / corpus.names[0]}, or use {PYTHON_DOCS} or the path of a text of your own"
+            f"{folder / corpus.names[0]}, or use {PYTHON_DOCS} or the path of a text of your own "
+            "(GPTMINI_CACHE_DIR names another cache folder)"
         ) from None
     return Path(path)
 

@@ -24,7 +24,6 @@ PYTHON_DOCS = "python-docs"
 # Folders of the standard library without documentation of their own.
 _SKIPPED = frozenset({"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "pydoc_data"})
 _SKIPPED |= {"site-packages", "dist-packages", "__pycache__"}
-_NOT_THERE = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 @cache
@@ -64,21 +63,16 @@ def _docstrings() -> Iterator[tuple[str, str]]:
     """(path, docstrings) of each module of the standard library, parsed and not imported."""
     library = Path(sysconfig.get_path("stdlib"))
     paths = []
-    for parent, folders, names in os.walk(library, onerror=_raise):
+    for parent, folders, names in os.walk(library):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
         paths += [Path(parent, name) for name in names if name.endswith(".py") and not name.startswith(".")]
     for path in sorted(paths):
         try:
             tree = ast.parse(path.read_bytes())
-        except (*_NOT_THERE, SyntaxError, ValueError):  # such as a template, or another Python's source
-            continue
+        except (FileNotFoundError, PermissionError, SyntaxError, ValueError):
+            continue  # a template, or source for another Python
         text = "\n\n".join(_docstrings_under(tree))
         yield path.relative_to(library).as_posix(), text.encode(errors="replace").decode()
-
-
-def _raise(error: OSError) -> None:
-    if not isinstance(error, _NOT_THERE):
-        raise error  # a module left out because of a passing error would make another text
 
 
 def _docstrings_under(

@@ -4,6 +4,7 @@ An entry is a folder named by a digest of everything that decides its content: f
 and the tokenizer; for a tokenizer its config and the text that it learned from.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -16,8 +17,8 @@ from typing import TypeVar
 
 from gptmini import atomic_io
 from gptmini.config import TokenizerConfig
-from gptmini.data.datasets import cache_folder, errors_name_cache
-from gptmini.data.tokenizers import Tokenizer, load_tokenizer
+from gptmini.data.datasets import cache_folder
+from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, InUseError, UserError
 from gptmini.lock import lock
 
@@ -55,7 +56,7 @@ def find_or_make(
     Otherwise processes that need the same folder wait for the first of them to make it. Raises OSError where
     the folder cannot be read or written; nothing is removed then, as it may be whole.
     """
-    with errors_name_cache():
+    try:
         with suppress(DamagedError):
             if folder.exists():
                 return open_folder(folder)
@@ -69,6 +70,11 @@ def find_or_make(
                     atomic_io.remove_folder(folder)
             make()
             return open_folder(folder)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        advice = "set GPTMINI_CACHE_DIR to a folder that can be written"
+        raise OSError(error.errno, f"{error.strerror}: {advice}", error.filename) from None
 
 
 @contextmanager
@@ -90,12 +96,11 @@ def _exclusive(entry: Path, quiet: bool) -> Iterator[None]:
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of an entry. Raises DamagedError where it is not the one that was saved."""
     try:
-        found = load_tokenizer(folder)
-        saved_digest = (folder / "digest").read_bytes()
+        found, saved_digest = Tokenizer.load(folder), (folder / "digest").read_bytes()
     except (FileNotFoundError, UserError) as error:
-        raise DamagedError(f"{folder}: {error}") from None
-    if found is None or found.digest.encode() != saved_digest:
-        raise DamagedError(f"{folder}: holds another tokenizer than was saved")
+        raise DamagedError(f"{folder}: damaged: {error}") from None
+    if found.digest.encode() != saved_digest:
+        raise DamagedError(f"{folder}: damaged: holds another tokenizer than was saved")
     return found
 
 

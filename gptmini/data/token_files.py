@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from gptmini import atomic_io
-from gptmini.data.tokenizers import Tokenizer, load_tokenizer
-from gptmini.errors import DamagedError, UserError
+from gptmini.data.tokenizers import Tokenizer
+from gptmini.errors import DamagedError
 from gptmini.schema import Section
 
 BLOCK_BYTES = 4096  # read and hashed for each window: with 65,536 a window takes five times as long
@@ -52,25 +52,14 @@ class Meta(Section):
     python_version: str | None = Field(None, description="For python-docs, whose text differs by version.")
 
 
-class TokenStream(Protocol):
-    """Ids (N,): an array, or a file that is read slice by slice."""
-
-    def __len__(self) -> int:
-        """Number of ids."""
-
-    def __getitem__(self, window: slice, /) -> np.ndarray:
-        """The ids of a window, as an array."""
-
-
 class TokenFile:
-    """A .bin file as a stream of ids (N,). Slices are read-only arrays of uint16 or uint32.
+    """A .bin file as a stream of ids (N,): `len(stream)`, and `stream[start:stop]` as a read-only array.
 
-    Each slice is read from the file and compared with its digests: DamagedError names the block that differs.
+    Each slice is read from the file and compared with its digests; DamagedError names the block that differs.
     Nothing is mapped into memory, where a file that is cut short would end the process by a signal.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, tokens: int) -> None:
-        """DamagedError where the file is not `tokens` ids long, OSError where it cannot be opened."""
         self._path, self._dtype, self._tokens = path, dtype, tokens
         self._digests = path.with_suffix(".sha256").read_bytes()
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -92,32 +81,28 @@ class TokenFile:
         return np.frombuffer(data[start - first * BLOCK_BYTES :][: stop - start], self._dtype)
 
     def verify(self) -> None:
-        """Compare the whole file with its digests. Raises DamagedError at the first block that differs."""
+        """Compare the whole file with its digests, as a slice is."""
         for i in range(-(-self._tokens * self._dtype.itemsize // BLOCK_BYTES)):
             self._read_block(i)
 
     def _read_block(self, i: int, advice: str = "") -> bytes:
+        start = i * BLOCK_BYTES
         try:
-            block = _read_at(self._file, BLOCK_BYTES, i * BLOCK_BYTES)
+            if sys.platform == "win32":  # which has no pread
+                os.lseek(self._file, start, os.SEEK_SET)
+                block = os.read(self._file, BLOCK_BYTES)
+            else:
+                block = os.pread(self._file, BLOCK_BYTES, start)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
-        if _digest(block) != self._digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]:
+        if _digests(block) != self._digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]:
             raise DamagedError(
-                f"{self._path}: damaged: block {i:,}, from byte {i * BLOCK_BYTES:,} on, "
-                f"is not what was written{advice}"
+                f"{self._path}: damaged: block {i:,}, from byte {start:,} on, is not what was written{advice}"
             )
         return block
 
 
-def _read_at(file: int, size: int, position: int) -> bytes:
-    if sys.platform == "win32":  # which has no pread
-        os.lseek(file, position, os.SEEK_SET)
-        return os.read(file, size)
-    return os.pread(file, size, position)
-
-
-def _digest(block: bytes) -> bytes:
-    return sha256(block).digest()[:DIGEST_BYTES]
+TokenStream: TypeAlias = np.ndarray | TokenFile
 
 
 @dataclass(frozen=True)
@@ -154,18 +139,12 @@ def open_token_files(folder: Path) -> TokenData:
         dtype = np.dtype(meta.dtype).newbyteorder("<")
         train = TokenFile(folder / "train.bin", dtype, meta.train_tokens)
         val = TokenFile(folder / "val.bin", dtype, meta.val_tokens)
-        for stream in (train, val):
-            stream.verify()
+        train.verify()
+        val.verify()
         # ids mean nothing without the tokenizer that made them, so the two are kept together
-        tokenizer = load_tokenizer(folder)
-        if tokenizer is None or tokenizer.digest != meta.tokenizer_digest:
-            raise DamagedError(f"{folder}: holds another tokenizer than meta.json says")
-    except FileNotFoundError as error:
-        raise DamagedError(f"{error.filename}: missing") from None
-    except ValidationError as error:
-        raise DamagedError(f"{folder / 'meta.json'}: {error.errors()[0]['msg']}") from None
-    except UserError as error:  # a tokenizer that we did not write
-        raise DamagedError(str(error)) from None
+        tokenizer = Tokenizer.load(folder)
+    except (FileNotFoundError, ValueError) as error:  # or whole, but not of this version
+        raise DamagedError(f"{folder}: damaged: {error}") from None
     tokenizer.first_token = meta.first_token
     return TokenData(train, val, tokenizer, meta)
 
@@ -175,24 +154,23 @@ def create_token_file(path: Path, ids: Iterable[bytes]) -> None:
     digests = bytearray()
 
     def digested() -> Iterator[bytes]:
-        for block in _in_blocks(ids):
-            digests.extend(_digest(block))
-            yield block
+        rest = b""  # of a block that the next piece continues
+        for piece in ids:
+            rest += piece
+            whole = len(rest) - len(rest) % BLOCK_BYTES
+            digests.extend(_digests(rest[:whole]))
+            rest = rest[whole:]
+            yield piece
+        digests.extend(_digests(rest))
 
     atomic_io.create_file(path, digested())
     atomic_io.create_file(path.with_suffix(".sha256"), digests)
 
 
-def _in_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in blocks of BLOCK_BYTES; the last may be shorter."""
-    waiting = bytearray()
-    for piece in pieces:
-        waiting += piece
-        while len(waiting) >= BLOCK_BYTES:
-            yield bytes(waiting[:BLOCK_BYTES])
-            del waiting[:BLOCK_BYTES]
-    if waiting:
-        yield bytes(waiting)
+def _digests(data: bytes) -> bytes:
+    """The digests of data's blocks, one after another."""
+    blocks = (data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES))
+    return b"".join(sha256(block).digest()[:DIGEST_BYTES] for block in blocks)
 
 
 def create_sums(folder: Path) -> None:
