@@ -31,6 +31,8 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     Raises OSError naming `path` and the cause; what was at `path` before is then still there. (Only when the
     sync of the folder itself fails, the new content may stand there already.)
     """
+    if path.exists() and not path.is_file():  # root could replace even a device such as /dev/null
+        raise OSError(errno.EINVAL, "is no file that could be replaced", str(path))
     with _deleted_on_failure(_temporary_name(path)) as temporary:
         create_file(temporary, data, shown_path=path)
         with _errors_name_path(path):

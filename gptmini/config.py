@@ -5,44 +5,24 @@ A function takes the section it needs, never the whole Config. Nothing here impo
 config errors answer at once.
 """
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from gptmini.errors import UserError
+from gptmini.paths import PathText, path_argument
 from gptmini.schema import Section, format_value, validate
 from gptmini.yaml_io import dump_yaml, read_yaml
 
-
-def expand_home(path: str) -> str:
-    """A path in which `~` or `~/...` stands for the home folder, as in a shell."""
-    return os.path.expanduser(path) if re.match(r"~([/\\]|$)", path) else path
-
-
-def path_argument(value: object, needed: str) -> Path:
-    """A path given to a public function, `~` expanded; UserError where it is none, with what is needed."""
-    if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{needed}, not {type(value).__name__}")
-    return Path(expand_home(os.fspath(value)))
-
-
-PathText = Annotated[
-    str,
-    Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"}),
-    AfterValidator(expand_home),  # for every path in a file or an option
-]
 Device = (
     Literal["auto", "cpu", "cuda", "mps"]
     | Annotated[str, Field(pattern=r"^cuda:[0-9]{1,3}$", examples=["cuda:0"])]
 )
 
-MOST_STEPS = (
-    1_000_000_000  # bounds such as this keep sizes, and products of them, numbers that can be computed
-)
+# Bounds keep sizes, and products of a few of them, numbers that can be computed.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Sequences = Annotated[int, Field(ge=1, le=10**6)]
 
 Attention = Annotated[
     Literal["eager", "additive", "sdpa"],
@@ -50,14 +30,10 @@ Attention = Annotated[
 ]
 
 
+_POSITIONS = ("block_size", "n_positions", "n_ctx", "seq_len", "max_position_embeddings")
 _SHAPES_ELSEWHERE = {  # in nanoGPT and transformers, as far as the names are not alike
-    "block_size": "context_length",
-    "n_positions": "context_length",
-    "n_ctx": "context_length",
-    "seq_len": "context_length",
-    "max_position_embeddings": "context_length",
-    "d_model": "n_embd",
-    "hidden_size": "n_embd",
+    **dict.fromkeys(_POSITIONS, "context_length"),
+    **dict.fromkeys(("d_model", "hidden_size"), "n_embd"),
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
 }
@@ -73,11 +49,9 @@ class ModelConfig(Section):
 
     n_layer: int = Field(4, ge=1, le=1024, description="Number of blocks.")
     n_head: int = Field(4, ge=1, le=1024, description="Attention heads per block.")
-    n_embd: int = Field(
-        128, ge=1, le=131_072, description="Width of the residual stream, a multiple of n_head."
-    )
+    n_embd: int = Field(128, ge=1, le=2**17, description="Width of the residual stream; n_head divides it.")
     context_length: int = Field(
-        128, ge=1, le=16_384, description="Longest sequence the model can see, in tokens."
+        128, ge=1, le=2**14, description="The longest sequence it can see, in tokens."
     )
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="Probability that an activation is zeroed in training."
@@ -106,7 +80,7 @@ class GPTConfig(ModelConfig):
     32
     """
 
-    vocab_size: int = Field(50257, ge=1, le=16_777_216, description="Number of token ids.")
+    vocab_size: int = Field(50257, ge=1, le=2**24, description="Number of token ids.")
 
     @property
     def head_dim(self) -> int:
@@ -211,9 +185,7 @@ class OptimConfig(Section):
             description="AdamW's decay rates for the averages of the gradient and of its square.",
         ),
     ] = (0.9, 0.95)
-    warmup_steps: int = Field(
-        0, ge=0, le=MOST_STEPS, description="Steps in which the rate rises linearly from zero."
-    )
+    warmup_steps: int = Field(0, ge=0, le=10**9, description="Steps in which the rate rises from zero.")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine",
         description="How the rate falls after warm-up; wsd (warm-up, stable, decay) stays at the peak and "
@@ -229,11 +201,9 @@ class TrainConfig(Section):
     out_dir: PathText = Field(
         "runs/default", description="The run folder; a folder with a run in it is refused."
     )
-    max_steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Optimizer steps.")
-    batch_size: int = Field(
-        32, ge=1, le=1_000_000, description="Sequences per optimizer step, over all ranks."
-    )
-    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+    max_steps: Count = Field(1000, description="Optimizer steps.")
+    batch_size: Sequences = Field(32, description="Sequences per optimizer step, over all ranks.")
+    micro_batch_size: Literal["auto"] | Sequences | None = Field(
         None,
         description="Sequences per forward pass on one rank; null: all of the rank's share; auto: the share, "
         "halved until a step fits into memory.",
@@ -241,31 +211,19 @@ class TrainConfig(Section):
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of the initial weights, the data order and dropout."
     )
-    eval_interval: int = Field(
-        200, ge=1, le=MOST_STEPS, description="Steps between evaluations; the last step is evaluated."
+    eval_interval: Count = Field(200, description="Steps between evaluations; the last step is evaluated.")
+    eval_tokens: Count | None = Field(
+        None, description="Validation tokens per evaluation; null: the whole split."
     )
-    eval_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=1_000_000_000_000,
-        description="Validation tokens per evaluation; null: the whole split.",
+    early_stop_patience: Count | None = Field(
+        None, description="Stop after this many evaluations without a new best; null: never."
     )
-    early_stop_patience: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_STEPS,
-        description="Stop after this many evaluations without a new best; null: never.",
+    sample_interval: Count | None = Field(None, description="Steps between text samples; null: none.")
+    checkpoint_interval: Count | None = Field(
+        None, description="Steps between checkpoints; null: only the best and the last."
     )
-    sample_interval: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Steps between text samples; null: none."
-    )
-    checkpoint_interval: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Steps between checkpoints; null: only the best and the last."
-    )
-    keep_checkpoints: int = Field(
-        2, ge=1, le=MOST_STEPS, description="Newest checkpoints kept, besides the best."
-    )
-    log_interval: int = Field(10, ge=1, le=MOST_STEPS, description="Steps between lines of metrics.jsonl.")
+    keep_checkpoints: Count = Field(2, description="Newest checkpoints kept, besides the best.")
+    log_interval: Count = Field(10, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), strict=False, description="Trackers that also get the metrics of metrics.jsonl."
     )

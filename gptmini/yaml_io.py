@@ -1,5 +1,6 @@
 """YAML by the 1.2 rules that people expect, over PyYAML's safe loader and dumper."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import yaml
 
 from gptmini.errors import UserError, read_error
 from gptmini.schema import format_value
+
+_MOST_BYTES = 1 << 20  # of a config
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
@@ -22,13 +25,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     so is a file that is empty or holds no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        # Opening a named pipe that nobody writes to would wait; `<(command)` has its writer already.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if hasattr(os, "O_NONBLOCK"):
+                os.set_blocking(file.fileno(), True)
+            data = file.read(_MOST_BYTES + 1)
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; `gptmini configs` lists gptmini's own") from None
     except OSError as error:
         raise read_error(path, error) from None
+    if len(data) > _MOST_BYTES:
+        raise UserError(f"{path}: larger than {_MOST_BYTES >> 20} MiB, so it is no config")
+    if b"\0" in data:
+        raise UserError(f"{path}: not UTF-8 text: it holds a zero byte, as UTF-16 does; save it as UTF-8")
     try:
         values = parse_yaml(text)
     except yaml.MarkedYAMLError as error:

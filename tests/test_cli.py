@@ -1,6 +1,7 @@
 """The front door: every command, exit codes, and mistakes that end in one line."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -432,6 +433,10 @@ MISTAKES = {
     "train --runtime.device gpu": "--runtime.device = 'gpu': needs auto, cpu, cuda",
     "train a.yaml b.yaml": "takes [CONFIG.yaml]; given: a.yaml b.yaml",
     "train missing.yaml": "missing.yaml: no such config file",
+    f"generate {'x' * 300}": "(300 characters): is too long for a path",
+    f"train --train.out-dir {'x/' * 2500}": "(5000 characters): is too long for a path",
+    "report a\0b": "'a\\x00b': is no path",
+    "train a\0b": "'a\\x00b': is no path",
     "train --data.corpus nowhere.txt": "data.corpus = nowhere.txt: no such file or folder",
     "train --data.corpus python-doc": "did you mean python-docs?",
     "generate": "takes CHECKPOINT; given: nothing",
@@ -475,6 +480,12 @@ def test_a_mistake_is_one_line_that_says_what_is_needed(args, capsys, tmp_path, 
         (b"train: [", "line 1"),
         (b"train: {max_steps: 'x'}", "train.max_steps = 'x': needs a whole number"),
         (b"\xff\xfe\x00", "not UTF-8"),
+        ("train: {}".encode("utf-16-le"), "it holds a zero byte, as UTF-16 does; save it as UTF-8"),
+        (b"train: {}\n#" + b" " * (1 << 20), "larger than 1 MiB, so it is no config"),
+        (b"train: !!python/object:os.system {}", "tags such as tag:yaml.org,2002:python/object:os.system"),
+        (b"train: {<<: {seed: 1}}", "unknown key 'train.<<'"),
+        (b"train: &a [*a]", "train = [[[...]]]: needs keys of its own"),
+        (b"train:\n\tseed: 1", "line 2, column 1"),
         (b"train: 3", "train = 3"),
         (b"trian: {}", "unknown key trian"),
     ],
@@ -485,6 +496,33 @@ def test_a_bad_config_file_is_one_line_that_names_it(content, message, capsys, t
     line = fails(capsys, "train", path)
     assert "bad.yaml" in line
     assert message in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_a_config_may_come_through_a_pipe_but_is_not_waited_for(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert "pipe.yaml: is empty" in fails(capsys, "train", tmp_path / "pipe.yaml")
+    reader, writer = os.pipe()  # as `<(command)` has it
+    os.write(writer, b"train: {max_steps: 7}")
+    os.close(writer)
+    assert main(["plan", f"/dev/fd/{reader}"]) == 0
+    os.close(reader)
+    assert "in 7 steps" in capsys.readouterr().out
+
+
+def test_an_error_of_the_machine_is_no_mistake_in_the_config(config_file, capsys, monkeypatch):
+    def broken(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "open", broken)
+    line = fails(capsys, "plan", config_file, code=1)
+    assert line == f"gptmini: {config_file}: Input/output error\n"
+
+
+def test_what_is_no_file_is_not_replaced(run, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe.html")
+    line = fails(capsys, "report", run, "--output", tmp_path / "pipe.html", code=1)
+    assert "pipe.html: is no file that could be replaced" in line
 
 
 def test_bad_input_to_training_leaves_nothing_behind(config_file, capsys, tmp_path):

@@ -17,10 +17,11 @@ from gptmini.checkpoint.hf_gpt2 import (
     to_gpt2,
 )
 from gptmini.checkpoint.safetensors_io import FileContent, TensorFiles, file_chunks, json_bytes, read_json
-from gptmini.config import GPTConfig, path_argument
+from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
+from gptmini.paths import path_argument
 
 
 def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None) -> None:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gptmini.cli.options import Command, completion_script
-from gptmini.config import Device, PathText, load_config
+from gptmini.config import Device, load_config
 from gptmini.errors import UserError, read_error
 from gptmini.generation.sampling import SamplingOptions
+from gptmini.paths import PathText
 from gptmini.schema import Section, did_you_mean
 from gptmini.terminal import discard_unwritten, guard_streams
 from gptmini.yaml_io import dump_yaml

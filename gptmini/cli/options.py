@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from gptmini.config import Config, expand_home, load_config
+from gptmini.config import Config, load_config
 from gptmini.errors import UserError
 from gptmini.memory import explain_shortage
+from gptmini.paths import check_path
 from gptmini.schema import (
     Section,
     accepts_text,
@@ -61,7 +62,7 @@ def run(name: str, command: Command, args: Sequence[str]) -> None:
     own = {key: values.pop(key) for key in flatten_schema(command.schema) if key in values}
     options = validate(command.schema, own, "command line", own)
     with explain_shortage(command.out_of_memory):
-        for line in command.run([*map(expand_home, positionals)], options, values) or ():
+        for line in command.run([*map(check_path, positionals)], options, values) or ():
             print(line, flush=True)
 
 

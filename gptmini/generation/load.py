@@ -5,12 +5,12 @@ from typing import get_args
 
 from gptmini.checkpoint.hub import find_weights
 from gptmini.checkpoint.store import load_model
-from gptmini.config import path_argument
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.distributed.device import find_device
 from gptmini.errors import UserError
 from gptmini.generation.cpu_linear import Weights, optimize_for_cpu
 from gptmini.model import GPT
+from gptmini.paths import path_argument
 
 
 def load(path: str | Path, device: str = "auto", precision: Weights = "fp32") -> tuple[GPT, Tokenizer | None]:

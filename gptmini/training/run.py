@@ -7,9 +7,10 @@ from typing import Any
 
 from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import CheckpointStore
-from gptmini.config import Config, dump_config, load_config, path_argument
+from gptmini.config import Config, dump_config, load_config
 from gptmini.distributed.context import join_process_group
 from gptmini.memory import explain_shortage
+from gptmini.paths import path_argument
 from gptmini.schema import validate
 from gptmini.terminal import guard_streams
 from gptmini.training.estimate import LOWER_STEP, estimate, micro_batch_size_per_rank

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gptmini import atomic_io
-from gptmini.config import TokenizerConfig, path_argument
+from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk, open_corpus
 from gptmini.data.tokenizers.hf_files import TokenizerFile, read_tokenizer_file
 from gptmini.errors import UserError
+from gptmini.paths import path_argument
 from gptmini.schema import validate
 
 END_OF_TEXT = "<|endoftext|>"
