@@ -1,7 +1,6 @@
 """The front door: every command, exit codes, and mistakes that end in one line."""
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -508,15 +507,6 @@ def test_a_config_may_come_through_a_pipe_but_is_not_waited_for(capsys, tmp_path
     assert main(["plan", f"/dev/fd/{reader}"]) == 0
     os.close(reader)
     assert "in 7 steps" in capsys.readouterr().out
-
-
-def test_an_error_of_the_machine_is_no_mistake_in_the_config(config_file, capsys, monkeypatch):
-    def broken(*args):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "open", broken)
-    line = fails(capsys, "plan", config_file, code=1)
-    assert line == f"gptmini: {config_file}: Input/output error\n"
 
 
 def test_what_is_no_file_is_not_replaced(run, capsys, tmp_path):

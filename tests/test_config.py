@@ -386,10 +386,10 @@ def test_explain_names_the_source_where_the_mistake_has_no_key():
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EMFILE, 1), (errno.EIO, 1), (errno.EACCES, 2)])
 def test_a_config_that_the_machine_cannot_read_exits_1(tmp_path, monkeypatch, capsys, number, code):
-    def fails(path, **options):
+    def fails(path, *args, **options):
         raise OSError(number, os.strerror(number), str(path))
 
     (tmp_path / "c.yaml").write_text("train: {max_steps: 1}\n")
-    monkeypatch.setattr(Path, "read_text", fails)
+    monkeypatch.setattr(os, "open", fails)
     assert main(["prepare", str(tmp_path / "c.yaml")]) == code
     assert capsys.readouterr().err.count("\n") == 1
