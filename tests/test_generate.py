@@ -1,6 +1,8 @@
 """Generation against transformers token for token, the cache against no cache, and what users ask for."""
 
+import itertools
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from gptmini.checkpoint.store import load_model
 from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer
 from gptmini.errors import DivergedError, UserError
+from gptmini.generation import sampling
 from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate, generate_by_definition, generate_tokens, window_start
 from gptmini.generation.sampling import Sampling
@@ -21,6 +24,7 @@ from gptmini.generation.streaming import generate_text, stream
 from gptmini.model import GPT
 
 CONTEXT = 24
+generate_module = sys.modules[generate.__module__]  # its name is that of the function
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +291,97 @@ def test_a_generator_left_open_does_not_touch_the_mode(directory):
     model.train()
     second.close()
     assert all(modes(model))
+
+
+def test_streams_interleaved_with_training_change_neither_texts_nor_steps(directory, tokenizer):
+    def step(model, optimizer):
+        torch.manual_seed(3)
+        loss = model(prompts(2, 8)).logsumexp(-1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    def trained(while_streaming):
+        model = load_model(directory)[0].train()
+        for block in model.blocks:
+            block.attn.dropout = block.mlp.dropout.p = 0.3
+        model.blocks[1].eval()  # frozen, as in a fine-tuning
+        before = modes(model)
+        open_streams = [stream(model, tokenizer, "ab", max_new_tokens=9, seed=k) for k in range(2)]
+        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+        for _ in range(3):
+            for texts in open_streams * while_streaming:
+                next(texts)
+            losses.append(step(model, optimizer))
+        assert modes(model) == before
+        open_streams[0].close()
+        del open_streams  # collected without being closed
+        assert modes(model) == before
+        return losses
+
+    assert trained(while_streaming=True) == trained(while_streaming=False)
+    dropped = load_model(directory)[0].train()
+    with torch.no_grad():
+        assert not torch.equal(*(dropped.blocks[0].mlp.dropout(torch.ones(99)) for _ in range(2)))
+
+
+def test_two_streams_side_by_side_are_those_that_run_alone(model, tokenizer):
+    model.train()
+    try:
+        alone = [list(stream(model, tokenizer, "ab", max_new_tokens=20, seed=k)) for k in (1, 2)]
+        both = [stream(model, tokenizer, "ab", max_new_tokens=20, seed=k) for k in (1, 2)]
+        pieces = list(itertools.zip_longest(*both))
+        assert [[piece for piece in column if piece] for column in zip(*pieces, strict=True)] == alone
+        assert all(modes(model))
+    finally:
+        model.eval()
+
+
+def test_an_exception_in_a_hook_comes_out_and_leaves_the_model_as_it_was(directory, tokenizer):
+    model = load_model(directory)[0].train()
+    texts = generate_text(model, tokenizer, "a", logits_hook=lambda logits, rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(texts)
+    assert all(modes(model))
+    assert not torch.is_inference_mode_enabled()
+    assert len(next(generate_text(model, tokenizer, "a", max_new_tokens=3, seed=0))) > 1
+
+
+class BanTokens(torch.nn.Module):
+    """An output layer as users wrap it, which makes some tokens impossible."""
+
+    def __init__(self, head, banned):
+        super().__init__()
+        self.head, self.banned = head, banned
+
+    def forward(self, hidden):
+        logits = self.head(hidden)
+        logits[..., self.banned] = -torch.inf
+        return logits
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_a_wrapped_head_may_ban_tokens(directory, sampler):
+    model = load_model(directory)[0]
+    model.lm_head = BanTokens(model.lm_head, range(0, 257, 2))
+    text = generate(model, [[1]], max_new_tokens=60, **sampler)[0]
+    assert all(token % 2 for token in text)
+    model.lm_head.banned = range(257)
+    with pytest.raises(DivergedError, match="no finite logits"):
+        generate(model, [[1]], max_new_tokens=1, **sampler)
+
+
+def test_a_penalty_reads_each_text_once_and_follows_the_rows_that_go_on(model, monkeypatch):
+    rows, options = [[1, 2, 3], [4], [5, 6]], {"max_new_tokens": 40, "repetition_penalty": 3.0, "seed": 2}
+    alone = [generate(model, [row], stop_token=7, **options)[0] for row in rows]
+    assert len({len(text) for text in alone}) > 1  # some end before others
+    calls = []
+    seen_tokens = sampling.seen_tokens
+    for module in (sampling, generate_module):
+        monkeypatch.setattr(module, "seen_tokens", lambda *args: calls.append(args) or seen_tokens(*args))
+    assert generate(model, rows, stop_token=7, **options) == alone
+    assert len(calls) == 1
 
 
 def test_there_is_no_dropout_in_generated_text_of_a_training_model(directory):
