@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gptmini.checkpoint.gpt2_directory import unwrap
-from gptmini.errors import DivergedError, UserError
+from gptmini.errors import DivergedError
 from gptmini.generation.kv_cache import KVCache, last_hidden_states
-from gptmini.generation.prompts import check_prompts, join, read_prompts, whole_number
+from gptmini.generation.prompts import check_arguments, join, read_prompts, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling, call_hook, row_generators, seen_tokens
 from gptmini.model import GPT
 
@@ -112,17 +112,19 @@ def generate(
     tensor(False)
 
     Raises UserError for prompts that are empty or longer than the context, for ids outside the vocabulary,
-    and for impossible options.
+    and for impossible options; DivergedError where the model's logits are NaN or infinite.
     """
-    prompts = read_prompts(tokens)  # lists of ids
+    prompts, model = read_prompts(tokens), unwrap(model)  # lists of ids; the GPT inside a wrapper such as DDP
+    options = Sampling(seed=seed, **sampling)
+    check_arguments(model, prompts, options, max_new_tokens, logits_hook)
     if stop_token is not None:
-        stop_token = whole_number("stop_token", stop_token, unwrap(model).config.vocab_size)
+        stop_token = whole_number("stop_token", stop_token, model.config.vocab_size)
     added: list[list[int]] = [[] for _ in prompts]
     scores: list[list[float]] = [[] for _ in prompts]
     for row, token, logits in generate_tokens(
         model,
         prompts,
-        Sampling(seed=seed, **sampling),
+        options,
         max_new_tokens=max_new_tokens,
         is_end=lambda row, token: token == stop_token,
         logits_hook=logits_hook,
@@ -135,6 +137,7 @@ def generate(
     return (result, scores) if log_probabilities else result
 
 
+@torch.inference_mode()
 def generate_tokens(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -150,30 +153,8 @@ def generate_tokens(
 
     A row ends after max_new_tokens, or with the first token for which `is_end(row, id)`. `forbidden` is
     given the numbers of the B rows that go on, and returns True for each token that must not come next in
-    them, (V,) or (B, V). Wrong arguments raise UserError at the call; the iterator raises DivergedError
-    where the model's logits are not numbers.
+    them, (V,) or (B, V). The caller has called `check_arguments`.
     """
-    model = unwrap(model)  # the GPT inside DistributedDataParallel or torch.compile
-    max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
-    check_prompts(model, prompts)
-    if sampling.no_repeat_token is not None:
-        whole_number("no_repeat_token", sampling.no_repeat_token, model.config.vocab_size)
-    if not (logits_hook is None or callable(logits_hook)):
-        raise UserError(f"logits_hook is a {type(logits_hook).__name__}, but must be a function")
-    return _generate(model, prompts, sampling, max_new_tokens, is_end, forbidden, logits_hook, use_cache)
-
-
-@torch.inference_mode()
-def _generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    max_new_tokens: int,
-    is_end: Callable[[int, int], bool],
-    forbidden: Callable[[Sequence[int]], Tensor] | None,
-    logits_hook: LogitsHook | None,
-    use_cache: bool,
-) -> Iterator[tuple[int, int, Tensor]]:
     rows = {number: list(prompt) for number, prompt in enumerate(prompts)}  # those that have not ended
     generators = row_generators(prompts, sampling.seed)
     # Room for the longest text, or for a full context if that is shorter.

@@ -2,7 +2,7 @@
 
 import codecs
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -10,11 +10,12 @@ from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.generate import generate_tokens
-from gptmini.generation.prompts import whole_number
+from gptmini.generation.prompts import check_arguments, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling
 from gptmini.generation.text_mask import forbidden_tokens
 from gptmini.model import GPT
 
+Steps: TypeAlias = Iterator[tuple[int, int, Tensor]]  # as `generate_tokens` yields them
 MAX_BATCH = 16  # samples generated together: more gain little speed and need more memory
 
 
@@ -36,40 +37,36 @@ def generate_text(
     """Texts that continue `prompt`, one per sample, prompt included; sample k samples with seed + k.
 
     A text ends before its end-of-text token or before the first of the `stop` strings. An empty prompt
-    starts where a document starts: from end of text, or if the training text was one document, which has
-    none, from its first token. With `truncate_prompt`, only the last tokens of a prompt longer than the
-    context are read. With `parse_special`, names of special tokens in it, such as <|endoftext|>, are those
-    tokens and not plain text.
+    starts where a document starts: from end of text, or from the first token of a training text that was one
+    document. With `truncate_prompt`, only the last tokens of a prompt longer than the context are read. With
+    `parse_special`, names such as <|endoftext|> in it are those tokens, and not plain text.
 
-    Only tokens are sampled that keep the text UTF-8, and that the tokenizer has; a character that
-    max_new_tokens would cut is left out. `allow_invalid_utf8`, for the bytes of data that is no text, lifts
-    this: bytes that are no character then become U+FFFD. Special tokens other than end of text may be
-    sampled, and stand for no text. `sampling`, `logits_hook` and what raises UserError, at the call, are as
-    in `generate`.
+    Only tokens that the tokenizer has and that keep the text UTF-8 are sampled, and a character that
+    max_new_tokens would cut is left out. With `allow_invalid_utf8`, for the bytes of data that is no text,
+    bytes that are no character become U+FFFD. `sampling`, `logits_hook` and what raises UserError, at the
+    call, are as in `generate`.
     """
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt, parse_special)
     num_samples = whole_number("num_samples", num_samples)
 
-    def batch(first: int) -> Iterator[str]:
+    def batch(first: int) -> tuple[list[StreamDecoder], Steps]:
         count = min(MAX_BATCH, max(1, num_samples - first))
         start = () if prompt else ids
         texts = [StreamDecoder(tokenizer, stop, allow_invalid_utf8, start) for _ in range(count)]
         sampling["seed"] = None if seed is None else whole_number("seed", seed) + first
-        steps = continue_texts(model, ids, texts, max_new_tokens, logits_hook, **sampling)
-        return _whole_texts(prompt, texts, steps)
+        return texts, continue_texts(model, ids, texts, max_new_tokens, logits_hook, **sampling)
+
+    def whole_texts() -> Iterator[str]:
+        for first in range(0, num_samples, MAX_BATCH):
+            texts, steps = batch(first)
+            pieces = [[prompt] for _ in texts]
+            for row, _, _ in steps:
+                pieces[row].append(texts[row].pop())
+            for text, parts in zip(texts, pieces, strict=True):
+                yield "".join([*parts, text.flush()])
 
     batch(0)  # wrong arguments raise here, not at the first text
-    return (text for first in range(0, num_samples, MAX_BATCH) for text in batch(first))
-
-
-def _whole_texts(
-    prompt: str, texts: Sequence["StreamDecoder"], steps: Iterator[tuple[int, int, Tensor]]
-) -> Iterator[str]:
-    pieces = [[prompt] for _ in texts]
-    for row, _, _ in steps:
-        pieces[row].append(texts[row].pop())
-    for text, parts in zip(texts, pieces, strict=True):
-        yield "".join([*parts, text.flush()])
+    return whole_texts()
 
 
 def stream(
@@ -93,15 +90,15 @@ def stream(
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt, parse_special)
     text = StreamDecoder(tokenizer, stop, allow_invalid_utf8, () if prompt else ids)
     steps = continue_texts(model, ids, [text], max_new_tokens, logits_hook, seed=seed, **sampling)
-    return _pieces(text, steps)
 
-
-def _pieces(text: "StreamDecoder", steps: Iterator[tuple[int, int, Tensor]]) -> Iterator[str]:
-    for _ in steps:
-        if piece := text.pop():
+    def pieces() -> Iterator[str]:
+        for _ in steps:
+            if piece := text.pop():
+                yield piece
+        if piece := text.flush():
             yield piece
-    if piece := text.flush():
-        yield piece
+
+    return pieces()
 
 
 def encode_prompt(
@@ -128,12 +125,14 @@ def continue_texts(
     max_new_tokens: int,
     logits_hook: LogitsHook | None = None,
     **sampling: Any,
-) -> Iterator[tuple[int, int, Tensor]]:
+) -> Steps:
     """Continue the prompt once for each of `texts`, adding to them each token that is yielded."""
     model, tokenizer = unwrap(model), texts[0].tokenizer
     vocab_size, device = model.config.vocab_size, model.position_embedding.weight.device
     # End of text after end of text would be an empty text. (A model may lack it: nanoGPT's of characters.)
     no_repeat_token = tokenizer.end_of_text if tokenizer.end_of_text in range(vocab_size) else None
+    options, prompts = Sampling(**{"no_repeat_token": no_repeat_token, **sampling}), [prompt] * len(texts)
+    check_arguments(model, prompts, options, max_new_tokens, logits_hook)
 
     def forbidden(rows: Sequence[int]) -> Tensor:
         unfinished = [texts[row].unfinished for row in rows]
@@ -141,8 +140,8 @@ def continue_texts(
 
     return generate_tokens(
         model,
-        [prompt] * len(texts),
-        Sampling(**{"no_repeat_token": no_repeat_token, **sampling}),
+        prompts,
+        options,
         max_new_tokens=max_new_tokens,
         is_end=lambda row, token: texts[row].add(token),
         forbidden=forbidden,
