@@ -80,7 +80,9 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
             command, input=lines.encode(errors="replace"), capture_output=True, check=False
         )
         if result.returncode:
-            reason = (result.stderr.decode(errors="replace").splitlines() or ["killed"])[-1]
+            said = [*filter(None, result.stderr.decode(errors="replace").splitlines()), "killed"]
+            # of a Python error the last line, of an abort in Rust the first
+            reason = said[-2] if said[0].startswith("Traceback") else said[0]
             raise OutOfMemoryError(
                 f"a tokenizer of tokenizer.vocab_size = {size + 1:,} cannot be learned from "
                 f"{len(lines):,} characters of text here ({reason}): lower it, or free some memory"
