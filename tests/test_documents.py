@@ -149,6 +149,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match=r"pipe\.txt: a pipe or device, .* give - instead"):
         open_corpus(str(tmp_path / "pipe.txt"))
+    (tmp_path / "link.txt").symlink_to("pipe.txt")
+    with pytest.raises(UserError, match=r"link\.txt: a pipe or device"):
+        open_corpus(str(tmp_path / "link.txt"))
     with pytest.raises(UserError, match=r"data\.val_corpus = /dev/null: a pipe or device"):
         open_corpus("/dev/null", key="data.val_corpus")
     (tmp_path / "a.txt").write_text("text")

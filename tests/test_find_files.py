@@ -49,7 +49,7 @@ def test_runs_models_and_caches_are_no_corpus(tmp_path, files):
 def test_a_report_is_no_corpus(tmp_path):
     make(tmp_path, "a.txt", "b.html")
     template = Path(report.__file__).with_name("report.html")
-    (tmp_path / "report.html").write_bytes(template.read_bytes())
+    (tmp_path / "report.html").write_text(template.read_text().replace("{{VERSION}}", "0.1.0"))
     for entry in (tmp_path, tmp_path / "*.*", tmp_path / "**"):
         assert found(entry) == ["a.txt", "b.html"]
     assert found(tmp_path / "report.html") == ["report.html"]

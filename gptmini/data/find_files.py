@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,8 @@ def find_files(entry: str, key: str) -> list[Path]:
                 f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
             )
         return sorted(files)
-    if os.path.isfile(path) or os.path.islink(path):  # reading a broken link says what is wrong with it
+    is_broken_link = os.path.islink(path) and not os.path.exists(path)
+    if os.path.isfile(path) or is_broken_link:  # reading the link says what is wrong with it
         return [path]
     if os.path.exists(path):
         raise UserError(
@@ -113,7 +115,7 @@ def _is_report(file: Path) -> bool:
         return False
     try:
         with open(file, "rb") as page:
-            return b'name="generator" content="gptmini' in page.read(500)
+            return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is not None
     except OSError:  # reading it as text says why
         return False
 
