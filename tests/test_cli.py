@@ -122,7 +122,7 @@ def test_a_prompt_can_come_from_a_file_or_from_standard_input(run, capsys, tmp_p
     options = ["--max-new-tokens", "5", "--temperature", "0"]
     main(["generate", str(run), "--prompt", "not", *options])
     expected = capsys.readouterr().out
-    (tmp_path / "prompt.txt").write_text("not")
+    (tmp_path / "prompt.txt").write_text("\ufeffnot", encoding="utf-8")
     main(["generate", str(run), "--prompt-file", str(tmp_path / "prompt.txt"), *options])
     assert capsys.readouterr().out == expected
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"not\n")))
@@ -540,6 +540,9 @@ def test_bad_prompts_are_one_line(run, capsys, tmp_path):
     (tmp_path / "prompt.txt").write_bytes(b"to \xff")
     line = fails(capsys, "generate", run, "--prompt-file", tmp_path / "prompt.txt")
     assert "prompt.txt: not UTF-8 text (byte 3)" in line
+    (tmp_path / "prompt.txt").write_bytes("to be".encode("utf-16"))
+    line = fails(capsys, "generate", run, "--prompt-file", tmp_path / "prompt.txt")
+    assert "prompt.txt: seems to be UTF-16 text: save it as UTF-8" in line
     assert "the character '\\udc80'" in fails(capsys, "generate", run, "--prompt", "a\udc80")
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from gptmini.cli.options import Command, completion_script
 from gptmini.config import Device, load_config
+from gptmini.data.file_formats import describe_format
 from gptmini.errors import UserError, read_error
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.paths import PathText
@@ -205,9 +206,11 @@ def _read_prompt(options: GenerateOptions) -> str:
         raise UserError("--prompt = -: standard input is closed")
     try:
         data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
-        return data.decode().removesuffix("\n")
+        return data.decode("utf-8-sig").removesuffix("\n")  # without a byte order mark
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 text (byte {error.start})") from None
+        what = describe_format(data[:4096])
+        reason = f"seems to be {what}" if what else f"not UTF-8 text (byte {error.start})"
+        raise UserError(f"{source}: {reason}") from None
     except OSError as error:
         raise read_error(source, error) from None
 

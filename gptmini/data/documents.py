@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gptmini.data.file_formats import describe_format
-from gptmini.errors import MissingPackageError, UserError, read_error
+from gptmini.errors import MissingPackageError, OutOfMemoryError, UserError, read_error
 
 BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
@@ -120,7 +120,7 @@ def _errors_name(source: str | Path) -> Iterator[None]:
     except (OSError, EOFError, zlib.error) as error:
         raise read_error(source, error) from None
     except MemoryError:
-        raise MemoryError(f"{source}: too little memory to read it") from None
+        raise OutOfMemoryError(f"{source}: too little memory to read it") from None
 
 
 @contextmanager
