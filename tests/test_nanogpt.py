@@ -352,6 +352,8 @@ def test_a_character_model_comes_with_its_tokenizer_and_writes_the_same_text(
     greedy = ["--temperature", "0", "--max-new-tokens", "6", "--device", "cpu"]
     assert main(["generate", str(tmp_path / "gpt2"), "--prompt", "First ", *greedy]) == 0
     assert capsys.readouterr().out == "".join(meta["itos"][i] for i in ids) + "\n"
+    texts = [next(gptmini.generate_text(model, tokenizer, p, max_new_tokens=9, seed=1)) for p in ("", "\n")]
+    assert texts[0] == texts[1]  # without a prompt, from a line break as in nanoGPT
 
 
 def test_a_dataset_name_cannot_lead_out_of_the_data_folder(save, tmp_path, capsys):

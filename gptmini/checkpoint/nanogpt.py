@@ -79,7 +79,10 @@ def import_nanogpt(path: Path) -> GPT:
 
 
 def read_meta(path: Path) -> Tokenizer:
-    """The characters in the meta.pkl of one of nanoGPT's character datasets; it has no end of text."""
+    """The characters in the meta.pkl of one of nanoGPT's character datasets.
+
+    They have no end of text: as in nanoGPT's sample.py, a text without a prompt starts from a line break.
+    """
     try:
         if path.stat().st_size > _MAX_META_BYTES:
             raise UserError("it is too long")
@@ -90,7 +93,9 @@ def read_meta(path: Path) -> Tokenizer:
         texts = [characters.get(i) for i in range(len(characters))]
         if not all(isinstance(text, str) and len(text) == 1 for text in texts) or len({*texts}) < len(texts):
             raise UserError("its itos does not have one character for each id from 0 up")
-        return CharTokenizer([str(text) for text in texts], special_tokens=(), end_of_text=None)
+        tokenizer = CharTokenizer([str(text) for text in texts], special_tokens=(), end_of_text=None)
+        tokenizer.first_token = texts.index("\n") if "\n" in texts else None  # as nanoGPT's sample.py
+        return tokenizer
     except OSError as error:
         raise read_error(path, error) from None
     except (UserError, UnicodeEncodeError) as error:
