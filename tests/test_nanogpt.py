@@ -178,7 +178,7 @@ def test_what_is_no_nanogpt_checkpoint_is_one_line(save, tmp_path):
         (checkpoint() | {"model_args": ARGS | {"n_layer": 10**9}}, "n_layer = 1000000000"),
         (checkpoint() | {"model_args": ARGS | {"n_layer": 3}}, "is missing"),
         (checkpoint() | {"model_args": {}}, "n_layer"),
-        (checkpoint() | {"model": {"module.x": torch.ones(2), "x": torch.ones(2)}}, "x is there twice"),
+        (checkpoint() | {"model": {"module.x": torch.ones(2), "x": torch.ones(2)}}, "x is there twice, or"),
     ]:
         with pytest.raises(UserError, match=f"ckpt.pt: not a checkpoint of nanoGPT: .*{message}") as refusal:
             import_nanogpt(save(content))
@@ -263,10 +263,13 @@ def test_records_that_are_compressed_too_short_or_damaged_are_refused(save):
         (lambda: torch.empty(30, 16, device="meta"), "_rebuild_meta_tensor_no_storage"),
         (lambda: torch.quantize_per_tensor(torch.ones(30, 16), 1.0, 0, torch.qint8), "_rebuild_qtensor"),
         (lambda: torch.tensor(1.0), r"has shape \(\), but config\.json needs \(30, 16\)"),
-        (lambda: torch.ones(30, 16, dtype=torch.int64), r"wte\.weight is no plain tensor of floats"),
-        (lambda: torch.ones(30, 16, dtype=torch.complex64), r"wte\.weight is no plain tensor of floats"),
+        (lambda: torch.ones(30, 16, dtype=torch.int64), r"wte\.weight is there twice, or is no plain tensor"),
+        (
+            lambda: torch.ones(30, 16, dtype=torch.complex64),
+            r"wte\.weight is there twice, or is no plain tensor",
+        ),
         (lambda: torch.full((30, 16), torch.nan), "NaN"),
-        (lambda: "text", r"wte\.weight is no plain tensor of floats"),
+        (lambda: "text", r"wte\.weight is there twice, or is no plain tensor"),
     ],
 )
 def test_tensors_that_are_no_plain_weights_are_one_line(save, tensor, message):
@@ -365,7 +368,7 @@ def test_a_dataset_name_cannot_lead_out_of_the_data_folder(save, tmp_path, capsy
     assert "no tokenizer written" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_every_protocol_of_plain_values_is_read(protocol):
     shared = ["x" * 300, "é🙂", 3.5]
     value = {
@@ -383,7 +386,7 @@ class Calls:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(
     "harmful",
     [Calls(print, "executed"), Calls(eval, "print('executed')"), Path("/etc/passwd"), bytearray(3), {1, 2}],

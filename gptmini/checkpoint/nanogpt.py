@@ -1,18 +1,16 @@
 """A nanoGPT checkpoint read as a GPT, with the vocabulary of a character model.
 
 The checkpoint is a zip file of a pickle and of raw tensors. `plain_pickle` reads the one and this file the
-others, each when it is needed and no further than the file is long, so nothing in it is executed.
+others, no further than the file is long: nothing in it is executed.
 """
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -83,23 +81,23 @@ def read_meta(path: Path) -> Tokenizer:
 
     They have no end of text: as in nanoGPT's sample.py, a text without a prompt starts from a line break.
     """
+    what = f"{path}: not the characters of a nanoGPT dataset"
     try:
         if path.stat().st_size > _MAX_META_BYTES:
             raise UserError("it is too long")
         content = read_pickle(path.read_bytes())
-        characters = content.get("itos") if isinstance(content, dict) else None
-        if not isinstance(characters, dict) or {type(i) for i in characters} != {int}:
-            raise UserError("it has no itos, a dict from ids to characters")
-        texts = [characters.get(i) for i in range(len(characters))]
-        if not all(isinstance(text, str) and len(text) == 1 for text in texts) or len({*texts}) < len(texts):
-            raise UserError("its itos does not have one character for each id from 0 up")
-        tokenizer = CharTokenizer([str(text) for text in texts], special_tokens=(), end_of_text=None)
-        tokenizer.first_token = texts.index("\n") if "\n" in texts else None  # as nanoGPT's sample.py
-        return tokenizer
     except OSError as error:
         raise read_error(path, error) from None
-    except (UserError, UnicodeEncodeError) as error:
-        raise UserError(f"{path}: not the characters of a nanoGPT dataset: {error}") from None
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    found = content.get("itos") if isinstance(content, dict) else None
+    characters: list[Any] = [found.get(i) for i in range(len(found))] if isinstance(found, dict) else []
+    is_text = all(isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in characters)
+    if not characters or not is_text or len({*characters}) < len(characters):
+        raise UserError(f"{what}: its itos must give each id from 0 up a character")
+    tokenizer = CharTokenizer(characters, special_tokens=(), end_of_text=None)
+    tokenizer.first_token = characters.index("\n") if "\n" in characters else None
+    return tokenizer
 
 
 def _read_checkpoint(path: Path) -> tuple[GPT, str]:
@@ -125,8 +123,17 @@ def _read_checkpoint(path: Path) -> tuple[GPT, str]:
 def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
     # the pickle, in which each tensor is a record's name with a shape
     file_bytes = path.stat().st_size
-    records = _Records(archive, file_bytes)
-    content = read_pickle(records.read("data.pkl"), _call)
+    records = {info.filename.partition("/")[2]: info for info in archive.infolist()}  # all are in one folder
+
+    def read(name: str) -> bytes:
+        if name not in records:
+            raise UserError(f"it has no record {printable(name)[:60]}")
+        # torch.save compresses nothing; a record that would grow as it is read is nobody's weights
+        if records[name].compress_type != zipfile.ZIP_STORED or records[name].file_size > file_bytes:
+            raise UserError(f"its record {printable(name)[:60]} is compressed or longer than the file")
+        return archive.read(records[name])
+
+    content = read_pickle(read("data.pkl"), _call)
     content = content if isinstance(content, dict) else {}
     args, state, settings = (content.get(key) for key in ("model_args", "model", "config"))
     if not (isinstance(args, dict) and isinstance(state, dict)):
@@ -143,10 +150,33 @@ def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
             "gptmini": {"bias": args.get("bias", True)},
         }
     )
-    # the tensors, read one by one as the model takes them
-    tensors = _Tensors(records, state, rows)
-    if tensors.nbytes > file_bytes:
-        raise UserError(f"its tensors would take {tensors.nbytes:,} bytes, and the file has {file_bytes:,}")
+
+    # the tensors, under GPT-2's names and in its shapes
+    stored = {}
+    for key, tensor in state.items():
+        # prefixes that torch.compile and DDP leave in the names, in any order
+        name = ".".join(part for part in printable(key).split(".") if part not in ("_orig_mod", "module"))
+        if name in stored or not isinstance(tensor, _Stored):
+            raise UserError(f"{name[:80]} is there twice, or is no plain tensor of floats")
+        stored[name] = tensor
+    if stored.get("lm_head.weight") == stored.get("transformer.wte.weight"):
+        stored.pop("lm_head.weight", None)  # tied: the same numbers
+    nbytes = sum(tensor.nbytes for tensor in stored.values())
+    if nbytes > file_bytes:
+        raise UserError(f"its tensors would take {nbytes:,} bytes, and the file has {file_bytes:,}")
+    tensors = {}
+    for name, tensor in stored.items():
+        data = bytearray(read(f"data/{tensor.record}"))
+        last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
+        if (last + 1) * tensor.dtype.itemsize > len(data):
+            raise UserError(f"tensor {name[:80]} is larger than its record in the file")
+        values = torch.frombuffer(data, dtype=tensor.dtype)
+        values = values.as_strided(tensor.shape, tensor.stride, tensor.offset)
+        if values.dim() == 2 and name in ("transformer.wte.weight", "lm_head.weight"):
+            values = values[:rows]
+        elif values.dim() == 2 and name.startswith("transformer.h."):
+            values = values.T  # a Linear weight (out, in), which GPT-2's files hold as (in, out)
+        tensors[name] = values
     model = build_model(config, only_finite(parameters_from_gpt2(tensors, config), path)).eval()
     return model, str(settings.get("dataset")) if isinstance(settings, dict) else ""
 
@@ -184,63 +214,6 @@ def _call(name: str, args: Any) -> Any:
         f"it holds a {name or 'reference':.80}, which is no plain tensor or value, and is not read in any "
         "other way"
     )
-
-
-class _Records:
-    """The files in the zip file, without the folder's name that they all begin with."""
-
-    def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
-        self._archive, self._file_bytes = archive, file_bytes
-        self._infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-
-    def read(self, name: str) -> bytes:
-        info = self._infos.get(name)
-        if info is None:
-            raise UserError(f"it has no record {printable(name)[:60]}")
-        # torch.save compresses nothing; a record that would grow as it is read is nobody's weights
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._file_bytes:
-            raise UserError(f"its record {printable(name)[:60]} is compressed or longer than the file")
-        return self._archive.read(info)
-
-
-class _Tensors(Mapping[str, Tensor]):
-    """The tensors under GPT-2's names and in its shapes, each read when it is asked for.
-
-    `rows`, where given, is how many rows of the embedding are tokens.
-    """
-
-    def __init__(self, records: _Records, state: Mapping[Any, Any], rows: int | None) -> None:
-        self._records, self._rows = records, rows
-        self._stored: dict[str, _Stored] = {}
-        for key, tensor in state.items():
-            # prefixes that torch.compile and DDP leave in the names, in any order
-            name = ".".join(part for part in str(key).split(".") if part not in ("_orig_mod", "module"))
-            if not isinstance(tensor, _Stored):
-                raise UserError(f"{printable(name)[:80]} is no plain tensor of floats")
-            if name in self._stored:
-                raise UserError(f"tensor {printable(name)[:80]} is there twice")
-            self._stored[name] = tensor
-        # lm_head.weight is the embedding once more
-        self.nbytes = sum(t.nbytes for name, t in self._stored.items() if name != "lm_head.weight")
-
-    def __getitem__(self, name: str) -> Tensor:
-        stored = self._stored[name]
-        data = bytearray(self._records.read(f"data/{stored.record}"))
-        last = stored.offset + sum((n - 1) * s for n, s in zip(stored.shape, stored.stride, strict=True))
-        if max(stored.nbytes, (last + 1) * stored.dtype.itemsize) > len(data):
-            raise UserError(f"tensor {printable(name)[:80]} is larger than its record in the file")
-        values = torch.frombuffer(data, dtype=stored.dtype)
-        tensor = values.as_strided(stored.shape, stored.stride, stored.offset)
-        if self._rows and name in ("transformer.wte.weight", "lm_head.weight"):
-            return tensor[: self._rows]
-        # a Linear weight (out, in), which GPT-2's files hold as (in, out)
-        return tensor.T if name.startswith("transformer.h.") and tensor.dim() == 2 else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
 
 
 @torch.inference_mode()

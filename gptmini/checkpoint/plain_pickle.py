@@ -1,7 +1,7 @@
 """A pickle of plain values, read without Python's unpickler: nothing that it names is imported or called.
 
 A pickle is a program for a stack machine. Here are the instructions that build numbers, texts, lists, tuples
-and dicts; the few others, which call a function by its name, go to the reader that the caller gives.
+and dicts; the few that call a function by its name go to the reader that the caller gives.
 """
 
 import pickletools
@@ -17,29 +17,28 @@ class Name(NamedTuple):
     text: str
 
 
-def _refuse(name: str, args: Any) -> Any:
+def _refuse(name: str, args: Any = None) -> Any:
     raise UserError(f"it holds a {name:.80}, which is no plain value, and is not read in any other way")
 
 
-_VALUES = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT", "FLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"),
-}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+_NUMBER_OR_TEXT = ([pickletools.pyint], [pickletools.pyfloat], [pickletools.pyunicode])
+_NEW: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+}  # fmt: skip
 
 
 def read_pickle(data: bytes, call: Callable[[str, Any], Any] = _refuse) -> Any:
-    """The value in a pickle, in memory of the order of its length.
+    """The value in a pickle of protocol 2 or later, in memory of the order of its length.
 
     `call(name, args)` answers where the pickle calls a class or function; a persistent id comes as a call of
     the name "". Raises UserError for everything else, and for what is no pickle at all.
     """
     try:
         return _run(data, call)
-    except UserError:
-        raise
-    except (ValueError, TypeError, LookupError, OverflowError) as error:
+    except (TypeError, LookupError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"it is no pickle, or damaged ({type(error).__name__}: {error!s:.100})") from None
 
 
@@ -48,58 +47,45 @@ def _run(data: bytes, call: Callable[[str, Any], Any]) -> Any:
     marks: list[int] = []  # how long the stack was at each open MARK
     memo: dict[int, Any] = {}
 
-    def pop_to_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
+    def pop(count: int | None = None) -> list[Any]:
+        """The last values of the stack; without a count, those since the last MARK."""
+        start = marks.pop() if count is None else len(stack) - count
+        values = stack[start:]
         del stack[start:]
-        return items
+        return values
 
     arg: Any
     for opcode, arg, _ in pickletools.genops(data):
         name = opcode.name
-        if name in _VALUES:
+        if not opcode.stack_before and opcode.stack_after in _NUMBER_OR_TEXT:
             stack.append(arg)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name == "EMPTY_DICT":
-            stack.append({})
-        elif name == "EMPTY_LIST":
-            stack.append([])
+        elif name in _NEW:
+            stack.append(_NEW[name]())
         elif name == "MARK":
             marks.append(len(stack))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name in ("LIST", "DICT"):
-            items = pop_to_mark()
-            stack.append(items if name == "LIST" else dict(zip(items[::2], items[1::2], strict=True)))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"):
+            stack.append(tuple(pop(int(name[5:]) if name[5:] else None)))
         elif name in ("SETITEM", "SETITEMS"):
-            items = pop_to_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            items = pop(2 if name == "SETITEM" else None)
             dict.update(stack[-1], zip(items[::2], items[1::2], strict=True))
         elif name in ("APPEND", "APPENDS"):
-            items = pop_to_mark() if name == "APPENDS" else [stack.pop()]
+            items = pop(1 if name == "APPEND" else None)
             list.extend(stack[-1], items)
-        elif name in _PUT:
-            memo[arg] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in _GET:
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if arg is None else arg] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[arg])
         elif name == "GLOBAL":
             stack.append(Name(arg.replace(" ", ".")))
         elif name == "REDUCE":
-            args, function = stack.pop(), stack.pop()
-            if not isinstance(function, Name):
-                raise TypeError("a call of a value")
-            stack.append(call(function.text, args))
+            function, args = pop(2)
+            stack.append(call(function.text if isinstance(function, Name) else "call", args))
         elif name == "BINPERSID":
             stack.append(call("", stack.pop()))
         elif name == "BUILD":  # attributes, as those of an OrderedDict: nobody needs them
-            stack.pop()
+            pop(1)
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            _refuse(f"pickle instruction {name}", None)
+            _refuse(f"pickle instruction {name}")
     raise ValueError("no end")
