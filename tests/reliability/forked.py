@@ -19,7 +19,7 @@ LIMIT = 60  # seconds for a case; the machine may be busy
 
 def here(folder, args, first=lambda: None):
     """The command in this process, to warm it up: its exit code and its output."""
-    output, before, variables = io.StringIO(), os.getcwd(), dict(os.environ)
+    output, before, variables, threads = io.StringIO(), os.getcwd(), dict(os.environ), torch.get_num_threads()
     os.chdir(folder)
     first()
     try:
@@ -29,6 +29,7 @@ def here(folder, args, first=lambda: None):
         os.chdir(before)
         os.environ.clear()
         os.environ.update(variables)
+        torch.set_num_threads(threads)
 
 
 def start(folder, args, first=lambda: None, last=lambda: None, limit=LIMIT):
