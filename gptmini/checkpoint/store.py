@@ -105,7 +105,7 @@ class CheckpointStore:
         self.folder = run_folder / "checkpoints"
         self.keep = keep
         self._check_lock: Callable[[], None] | None = None  # while it is held
-        self._verdicts: dict[int, tuple[object, bool]] = {}  # step -> fingerprint, and whether it is whole
+        self._whole: dict[int, object] = {}  # the fingerprints of steps that were verified
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -151,7 +151,7 @@ class CheckpointStore:
             # under a temporary name, the manifest last, read back, and renamed into place whole
             with atomic_io.new_folder(path) as folder:
                 write_files(folder, contents)
-        self._verdicts[checkpoint.step] = fingerprint(path), True
+        self._whole[checkpoint.step] = fingerprint(path)
         self._prune(checkpoint.step)  # only now that the new one is complete
         return path
 
@@ -248,13 +248,12 @@ class CheckpointStore:
         """Whether a checkpoint is what was written: read once, and again after any write to its files."""
         try:
             now = fingerprint(self.path(step))
-            if self._verdicts.get(step, (None, True))[0] != now:
-                self._verdicts[step] = now, False
+            if self._whole.get(step) != now:
                 verify(self.path(step))
-                self._verdicts[step] = now, True
+                self._whole[step] = now
         except DamagedError:
             return False
-        return self._verdicts[step][1]
+        return True
 
     def _prune(self, newest: int) -> None:
         """Remove all but the best and the `keep` newest checkpoints up to the one just saved.
@@ -277,15 +276,9 @@ class CheckpointStore:
 
     def _remove(self, path: Path, names: Iterable[str] = ()) -> None:
         """Delete the files that a checkpoint's manifest lists, and `names`; those of others stay there."""
-        with suppress(DamagedError):
-            names = {*names, *read_manifest(path)}
-        found = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
-        if {p.relative_to(path).as_posix() for p in found} <= {*names, MANIFEST}:
-            atomic_io.remove_folder(path)
-        else:
-            removed = self.folder / f"{_REMOVED}{path.name}"
-            atomic_io.rename(path, removed)  # a reader sees all of it or nothing
-            self._delete_files(removed, names)
+        removed = self.folder / f"{_REMOVED}{path.name}"
+        atomic_io.rename(path, removed)  # a reader sees all of it or nothing
+        self._delete_files(removed, names)
 
     def _delete_files(self, removed: Path, names: Iterable[str] = ()) -> None:
         with suppress(DamagedError):

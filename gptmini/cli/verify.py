@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from gptmini.checkpoint.manifest import verify
-from gptmini.checkpoint.state import TrainingState, read_state
-from gptmini.checkpoint.store import CheckpointStore, holds_checkpoint, is_step_folder, open_weights
+from gptmini.checkpoint.state import read_state
+from gptmini.checkpoint.store import CheckpointStore, is_step_folder, open_weights
 from gptmini.config import Config, flatten_config, load_config
 from gptmini.data.prepare import find_prepared
-from gptmini.data.tokenizers import Tokenizer, load_tokenizer
+from gptmini.data.tokenizers import load_tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.schema import Section, validate
 from gptmini.training.log_files import LOG_FILES, read_log
@@ -52,7 +52,7 @@ def _run_parts(run: Path) -> Iterator[Part]:
 
 
 def _check_config(store: CheckpointStore) -> str:
-    now, (state, _) = flatten_config(_load_config(store)), _newest(store)
+    now, state = flatten_config(_load_config(store)), store.newest_state()
     if state is None:
         return "readable; no checkpoint to compare it with"
     then = flatten_config(validate(Config, state.config, "state.json"))
@@ -95,17 +95,9 @@ def _check_folder(folder: Path) -> str:
 
 def _check_tokens(store: CheckpointStore) -> str:
     """Check the token files that the run was trained on: all of them are read when they are opened."""
-    config, (state, tokenizer) = _load_config(store), _newest(store)
+    config, state = _load_config(store), store.newest_state()
+    tokenizer = store.read_best(load_tokenizer) if state else None
     data = find_prepared(config.data, tokenizer) if tokenizer else None
     if state is None or data is None or data.digest != state.data_digest:
         return "not in the cache, or the text has changed: a resume prepares and compares it again"
     return f"whole, {len(data.train):,} of training and {len(data.val):,} of validation"
-
-
-def _newest(store: CheckpointStore) -> tuple[TrainingState | None, Tokenizer | None]:
-    """State and tokenizer of the newest checkpoint whose state is what was written."""
-    while True:
-        state = store.newest_state()
-        tokenizer = None if state is None else load_tokenizer(store.path(state.step))
-        if state is None or holds_checkpoint(store.path(state.step)):  # or it was pruned while it was read
-            return state, tokenizer

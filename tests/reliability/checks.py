@@ -279,6 +279,7 @@ def check_faults(folder, stride=1, last_step=3):
                 assert error, f"{name} at operation {at} ({disk.log[at][0]}) was swallowed"
                 assert cause in error
                 assert str(run) in error, error
+                assert "gptmini-tmp" not in error, error
                 assert_intact(run, promised[-1])
                 assert_finished(run, last_step)
     return cases
