@@ -31,12 +31,6 @@ Attention = Annotated[
 
 
 _POSITIONS = ("block_size", "n_positions", "n_ctx", "seq_len", "max_position_embeddings")
-_SHAPES_ELSEWHERE = {  # in nanoGPT and transformers, as far as the names are not alike
-    **dict.fromkeys(_POSITIONS, "context_length"),
-    **dict.fromkeys(("d_model", "hidden_size"), "n_embd"),
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-}
 
 
 class ModelConfig(Section):
@@ -45,7 +39,16 @@ class ModelConfig(Section):
     GPT-2's four sizes are 12/12/768, 24/16/1024, 36/20/1280 and 48/25/1600, all with context 1024.
     """
 
-    foreign_names: ClassVar = _SHAPES_ELSEWHERE
+    foreign_names: ClassVar = {  # in nanoGPT and transformers, as far as they are not alike
+        "block_size": "context_length",
+        "n_positions": "context_length",
+        "n_ctx": "context_length",
+        "seq_len": "context_length",
+        "d_model": "n_embd",
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+    }
 
     n_layer: int = Field(4, ge=1, le=1024, description="Number of blocks.")
     n_head: int = Field(4, ge=1, le=1024, description="Attention heads per block.")
@@ -169,6 +172,8 @@ class TokenizerConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its learning rate."""
 
+    foreign_names: ClassVar = {"learning_rate": "lr"}
+
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: Muon for the matrices of the blocks, AdamW for everything else."
     )
@@ -272,13 +277,6 @@ class RuntimeConfig(Section):
 
 class Config(Section):
     """Train a GPT. Every key can be set in the YAML file and overridden on the command line."""
-
-    foreign_names: ClassVar = {
-        **{name: f"model.{key}" for name, key in _SHAPES_ELSEWHERE.items()},
-        "learning_rate": "optim.lr",
-        "gradient_accumulation_steps": "train.micro_batch_size",
-        "dtype": "runtime.precision",
-    }
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -114,8 +114,10 @@ def _unknown(key: str, schema: type[Section]) -> str:
     if key in known:  # written as on the command line
         return f"{key}; write `{section}: {{{name}: ...}}`"
     shown = key if re.fullmatch(r"[\w.-]{1,60}", key) else format_value(key)
-    if meant := schema.foreign_names.get(name or key):
-        return f"{shown}; did you mean {meant}?"
+    field = schema.model_fields.get(section) if name else None
+    owner = schema if field is None else field.annotation
+    if meant := getattr(owner, "foreign_names", {}).get(name or key):
+        return f"{shown}; did you mean {section + '.' if name else ''}{meant}?"
     return shown + did_you_mean(key, known if name else [*known, *schema.model_fields])
 
 

@@ -2,7 +2,8 @@
 
 import codecs
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -37,12 +38,17 @@ def _representative(begun: bytes) -> bytes:
     return {1: b"\xc3", 2: b"\xe1", 3: b"\xf1"}[missing]
 
 
-@lru_cache(maxsize=32)  # with GPT-2's vocabulary one takes 20 ms
 def _mask(tokenizer: Tokenizer, vocab_size: int, device: torch.device, begun: bytes | None) -> Tensor:
-    tokens = tokenizer.tokens[:vocab_size]
-    forbidden = [not (begun is None or _continues(begun, token)) for token in tokens]
-    padding = [True] * (vocab_size - len(tokens))
-    return torch.tensor(forbidden + padding, device=device)
+    known, key = _known.setdefault(tokenizer, {}), (vocab_size, device, begun)
+    if key not in known:
+        tokens = tokenizer.tokens[:vocab_size]
+        forbidden = [not (begun is None or _continues(begun, token)) for token in tokens]
+        known[key] = torch.tensor(forbidden + [True] * (vocab_size - len(tokens)), device=device)
+    return known[key]
+
+
+# The masks so far, as long as their tokenizer lives: with GPT-2's vocabulary one takes 20 ms.
+_known: WeakKeyDictionary[Tokenizer, dict[Any, Tensor]] = WeakKeyDictionary()
 
 
 def _continues(begun: bytes, token: bytes) -> bool:
