@@ -131,7 +131,7 @@ def test_an_error_of_the_machine_never_removes_prepared_tokens(code, monkeypatch
         if function is real[os, "pread"] or str(path).startswith(str(cache_folder())):
             calls += 1
             if calls == n:
-                raise OSError(code, os.strerror(code), path if isinstance(path, str) else None)
+                raise OSError(code, os.strerror(code))
         return function(path, *args, **keywords)
 
     for n in itertools.count(1):
@@ -143,6 +143,7 @@ def test_an_error_of_the_machine_never_removes_prepared_tokens(code, monkeypatch
             if calls < n:  # no call was left to fail
                 break
         assert (result.errno, type(result) is DamagedError) == (code, False)
+        assert str(result.filename).startswith(str(cache_folder()))
         assert {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*")} == files
     assert (result, n > 10) == (first, True)
 

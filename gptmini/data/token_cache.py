@@ -71,10 +71,11 @@ def find_or_make(
             make()
             return open_folder(folder)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        if error.errno is None:  # DamagedError, InUseError
             raise
-        advice = "set GPTMINI_CACHE_DIR to a folder that can be written"
-        raise OSError(error.errno, f"{error.strerror}: {advice}", error.filename) from None
+        unwritable = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+        advice = ": set GPTMINI_CACHE_DIR to a folder that can be written" if unwritable else ""
+        raise OSError(error.errno, f"{error.strerror}{advice}", error.filename or str(folder)) from None
 
 
 @contextmanager
