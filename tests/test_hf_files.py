@@ -207,9 +207,12 @@ ADDED = {"id": 320, "content": "foo", "special": True}
         ({"model": {"end_of_word_suffix": "</w>"}}, "model.end_of_word_suffix"),
         (
             {"added": ADDED | {"special": False}},
-            r"'foo' \(id 320\) of added_tokens, which is text and not special",
+            r"'foo' \(id 320\) of added_tokens, which is not special",
         ),
-        ({"added": ADDED | {"lstrip": True}}, r"'foo' \(id 320\) of added_tokens, which depends on the text"),
+        (
+            {"added": ADDED | {"lstrip": True}},
+            r"'foo' \(id 320\) of added_tokens, which is not special or depends",
+        ),
         ({"added": ADDED | {"content": "!", "id": 0}}, "special token '!' is also a token of plain text"),
         ({"config": {"add_bos_token": True}}, "add_bos_token = true in tokenizer_config.json"),
         ({"config": {"add_eos_token": True}}, "add_eos_token = true"),

@@ -112,51 +112,36 @@ class TokenizerFile(_Json):
 
     def check_supported(self) -> None:
         """Raise UserError naming the first entry that would give other ids or another text than ours."""
-        for entry in self._unsupported():
-            raise UserError(
-                f"{self.path}: not a byte-level BPE tokenizer like GPT-2's, nor one of single characters, "
-                f"because of {entry}; no other kind can be read"
-            )
-
-    def _unsupported(self) -> Iterator[str]:
-        def show(key: str, component: Component | None) -> str:
-            return f"{key} = {json.dumps(component)[:160]}"
-
-        is_chars = self.kind == "chars"
-        # what changes the text before it is split, or splits it in another way
-        if list(_parts(self.normalizer)):
-            yield show("normalizer", self.normalizer)
+        is_chars, model = self.kind == "chars", self.model
         splits = list(_parts(self.pre_tokenizer))
         if not is_chars:  # complete what may be missing, and pass over what moves no id
             splits = [{"use_regex": True, **part, "trim_offsets": True} for part in splits]
-        if splits != [EVERY_CHARACTER if is_chars else BYTE_LEVEL]:
-            yield show("pre_tokenizer", self.pre_tokenizer)
-        # what gives the pieces other ids
+        no_ids = re.compile(r'\[{"Sequence": {[^{}]*}}\]')  # a template of the text and nothing else
+        decoders = ["ByteFallback"] * model.byte_fallback + ["Fuse"] if is_chars else ["ByteLevel"]
+        fits = {
+            "normalizer": not list(_parts(self.normalizer)),
+            "pre_tokenizer": splits == [EVERY_CHARACTER if is_chars else BYTE_LEVEL],
+            "post_processor": all(
+                part.get("type") == "ByteLevel" or no_ids.fullmatch(json.dumps(part.get("single")))
+                for part in _parts(self.post_processor)
+            ),
+            "decoder": [part.get("type") for part in _parts(self.decoder)] == decoders,
+        }
+        wrong = [f"{key} = {json.dumps(getattr(self, key))[:200]}" for key in fits if not fits[key]]
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-            if value := getattr(self.model, key):
-                yield f"model.{key} = {json.dumps(value)}"
-        if self.model.byte_fallback and not is_chars:
-            yield "model.byte_fallback = true"
-        for token in self.added_tokens:
-            name = f"{token.content!r} (id {token.id}) of added_tokens, which"
-            if not token.special:
-                yield f"{name} is text and not special"
-            if token.single_word or token.lstrip or token.rstrip:
-                yield f"{name} depends on the text beside it (single_word, lstrip or rstrip)"
-        # what adds ids to those of the text
+            wrong += [f"model.{key} = {json.dumps(value)}"] if (value := getattr(model, key)) else []
+        wrong += ["model.byte_fallback = true"] if model.byte_fallback and not is_chars else []
         for key in ("add_prefix_space", "add_bos_token", "add_eos_token"):
-            if getattr(self.config, key):
-                yield f"{key} = true in tokenizer_config.json"
-        for part in _parts(self.post_processor):
-            template = json.dumps(part.get("single"))
-            if part.get("type") != "ByteLevel" and not re.fullmatch(r'\[{"Sequence": {[^{}]*}}\]', template):
-                yield show("post_processor", part)
-        # what turns ids into another text
-        decoders = [part.get("type") for part in _parts(self.decoder)]
-        if decoders != (
-            ["ByteFallback"] * self.model.byte_fallback + ["Fuse"] if is_chars else ["ByteLevel"]
-        ):
-            yield show("decoder", self.decoder)
+            wrong += [f"{key} = true in tokenizer_config.json"] if getattr(self.config, key) else []
+        for token in self.added_tokens:
+            if not token.special or token.single_word or token.lstrip or token.rstrip:
+                name = f"{token.content!r} (id {token.id}) of added_tokens"
+                wrong.append(f"{name}, which is not special or depends on the text beside it")
+        if wrong:
+            raise UserError(
+                f"{self.path}: not a byte-level BPE tokenizer like GPT-2's, nor one of single characters, "
+                f"because of {wrong[0]}; no other kind can be read"
+            )
 
 
 def _parts(component: Component | None) -> Iterator[Component]:
