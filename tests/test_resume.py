@@ -132,7 +132,7 @@ def test_a_finished_run_trains_nothing_and_so_compares_nothing(capsys):
     train(config_with(runtime={"threads": 2}), resume=True)
     out = capsys.readouterr().out
     assert "not bit for bit" not in out
-    assert "ended at step 4: nothing is trained; a larger train.max_steps or --minutes N continues it" in out
+    assert "ended at step 4: nothing is trained; a larger train.max_steps (or early_stop_patience)" in out
 
 
 def test_a_run_out_of_patience_says_which_key_continues_it(capsys):
@@ -140,7 +140,7 @@ def test_a_run_out_of_patience_says_which_key_continues_it(capsys):
     config = Config.model_validate({**SECTIONS, **worse, "train": SECTIONS["train"] | worse["train"]})
     train(config, quiet=True)
     train(config, resume=True)
-    assert "nothing is trained; a larger train.early_stop_patience continues it" in capsys.readouterr().out
+    assert "nothing is trained; a larger train.max_steps (or early_stop_patience)" in capsys.readouterr().out
 
 
 def test_other_matrix_kernels_are_named_at_a_resume():

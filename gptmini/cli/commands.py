@@ -47,8 +47,6 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
     config = load_config(path, overrides)
     # Sizes are chosen where neither a file nor weights to start from say them.
     given = "a CONFIG.yaml" if args else "train.init_from" if config.train.init_from else None
-    if minutes is not None and "train.max_steps" in overrides:
-        raise UserError("--minutes and --train.max-steps were both given: leave one out")
     if minutes is not None and given and not flags.resume:
         raise UserError(f"--minutes is for runs without a size: with {given}, train.max_steps says how long")
     from gptmini.training.signals import exit_at_once

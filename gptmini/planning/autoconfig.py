@@ -71,6 +71,8 @@ def choose_config(
     the run's saved config is used; with both, it or the file at `path` gets as many steps more as fit. Raises
     UserError for a corpus or an override that cannot be used.
     """
+    if minutes is not None and "train.max_steps" in overrides:
+        raise UserError("--minutes and --train.max-steps were both given: leave one out")
     given = load_config(path, overrides)
     if minutes is not None and (path is not None or given.train.init_from is not None):
         return extend_config(path, overrides, minutes, keep_intervals=True, quiet=quiet)

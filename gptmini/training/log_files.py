@@ -16,6 +16,13 @@ from gptmini.schema import Section
 TIMES = ("tokens_per_second", "elapsed_seconds")  # no two runs agree on them
 
 
+class SampleLine(Section):
+    """A line of samples.jsonl."""
+
+    step: int = Field(ge=0, lt=2**63)
+    text: str
+
+
 class MetricsLine(Section):
     """A line of metrics.jsonl; a number that is not finite is read as null."""
 
@@ -28,13 +35,6 @@ class MetricsLine(Section):
     tokens: int = Field(ge=0, lt=2**63)
     tokens_per_second: float | None
     elapsed_seconds: float
-
-
-class SampleLine(Section):
-    """A line of samples.jsonl."""
-
-    step: int = Field(ge=0, lt=2**63)
-    text: str
 
 
 LOG_FILES: dict[str, type[Section]] = {"samples.jsonl": SampleLine, "metrics.jsonl": MetricsLine}
@@ -50,19 +50,18 @@ def format_line(values: Mapping[str, Any]) -> str:
 
 
 def parse_line(line: bytes, schema: type[Section]) -> dict[str, Any] | None:
-    """The values of a line, or None if it is not what a run wrote.
-
-    Lines of earlier versions have no checksum, and those of later ones may have more keys.
-    """
+    """The values of a line, or None if no run wrote it. Earlier versions wrote no checksum."""
     try:
         values = json.loads(line.decode())
         checksum = values.pop("crc32", None)
         if checksum not in (None, _checksum(values)):
             return None
-        if checksum:
+        if checksum:  # a later version may have more keys
             values = {key: values[key] for key in schema.model_fields}
-        finite = {key: None if _is_not_finite(value) else value for key, value in values.items()}
-        return schema.model_validate(finite).model_dump()
+        for key, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                values[key] = None
+        return schema.model_validate(values).model_dump()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -74,15 +73,8 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return f"{crc32(text.encode()):08x}"
 
 
-def _is_not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
 def read_log(path: Path, schema: type[Section]) -> Iterator[dict[str, Any]]:
-    """The lines of a file in order, none if there is no file; a torn last line is skipped.
-
-    Raises DamagedError naming the first line that is not what a run wrote.
-    """
+    """The lines of a file, none if it is missing, without a torn last one; DamagedError names one of others."""
     if not path.exists():
         return
     if not path.is_file():  # a pipe would make the reader wait for ever
@@ -103,9 +95,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drop_lines(path: Path, schema: type[Section], last_step: int) -> int:
-    """Drop the lines after `last_step`, a torn last line, and those that no run wrote; returns how many
-    of the latter there were.
-    """
+    """Drop the lines after `last_step` and those that no run wrote; returns the number of the latter."""
     foreign = 0
 
     def keep(line: bytes) -> bool:

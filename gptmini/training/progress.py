@@ -33,12 +33,6 @@ class Progress:
 
     def is_finished(self, config: TrainConfig) -> bool:
         """Whether all steps are taken, or too many evaluations have brought no new best."""
-        return self.ended_by(config) is not None
-
-    def ended_by(self, config: TrainConfig) -> str | None:
-        """The config key that has ended the run, or None if a step follows."""
-        if self.step >= config.max_steps:
-            return "train.max_steps"
         patience = config.early_stop_patience
         out_of_patience = patience is not None and self.evaluations_since_best >= patience
-        return "train.early_stop_patience" if out_of_patience else None
+        return out_of_patience or self.step >= config.max_steps

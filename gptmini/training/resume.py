@@ -60,28 +60,22 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
 
 def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
     folder, config_file = store.run_folder, store.run_folder / "config.yaml"
-    name, elsewhere = f"train.out_dir = {folder}", "or choose another folder"
     logs = [folder / log for log in LOG_FILES if (folder / log).exists()]
-    for file in [config_file, *logs]:
-        if file.exists() and not file.is_file():
-            raise UserError(f"{name}: its {file.name} is not a regular file; remove it, {elsewhere}")
-
-    if store.steps():
-        if not resume:
-            found = "holds a run already"
-            if not config_file.exists():
-                found = "has no config.yaml, but checkpoints/ holds steps of another run"
-            raise UserError(
-                f"{name}: {found}; continue it with --resume (resume=True in Python), {elsewhere}"
-            )
-    # A run that has saved nothing may be begun anew, as nothing is lost.
-    elif config_file.exists():
-        if not _is_of_a_run(config_file):
-            raise UserError(
-                f"{name}: holds a config.yaml that no run of this version wrote; rename it, {elsewhere}"
-            )
-    elif logs:
-        raise UserError(f"{name}: holds a {logs[0].name}, but no run; rename it, {elsewhere}")
+    reason = None
+    if irregular := [file.name for file in (config_file, *logs) if file.exists() and not file.is_file()]:
+        reason = f"its {irregular[0]} is not a regular file; remove it"
+    elif store.steps():
+        found = "holds a run already"
+        if not config_file.exists():
+            found = "has no config.yaml, but checkpoints/ holds steps of another run"
+        reason = None if resume else f"{found}; continue it with --resume (resume=True in Python)"
+    # A run that has saved nothing may be begun anew; what is a user's own may not be overwritten.
+    elif config_file.exists() and not _is_of_a_run(config_file):
+        reason = "holds a config.yaml that no run of this version wrote; rename it"
+    elif logs and not config_file.exists():
+        reason = f"holds a {logs[0].name}, but no run; rename it"
+    if reason:
+        raise UserError(f"train.out_dir = {folder}: {reason}, or choose another folder")
 
 
 def _is_of_a_run(config_file: Path) -> bool:
@@ -180,11 +174,9 @@ def restore(
         state.scaler.load_state_dict(saved.grad_scaler)
     for name in asdict(state.progress):
         setattr(state.progress, name, getattr(saved, name))
-    if ended_by := state.progress.ended_by(config.train):  # no step follows that could give other bits
-        more = " or --minutes N" if ended_by == "train.max_steps" else ""
-        difference = (
-            f"the run has ended at {where}: nothing is trained; a larger {ended_by}{more} continues it"
-        )
+    if state.progress.is_finished(config.train):  # no step follows that could give other bits
+        longer = "a larger train.max_steps (or early_stop_patience), or --minutes N, continues it"
+        difference = f"the run has ended at {where}: nothing is trained; {longer}"
     return [*(f"skipped {note}" for note in notes), difference or f"resumed at {where}"]
 
 
