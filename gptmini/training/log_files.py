@@ -74,7 +74,7 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def read_log(path: Path, schema: type[Section]) -> Iterator[dict[str, Any]]:
-    """The lines of a file, none if it is missing, without a torn last one; DamagedError names one of others."""
+    """The lines of a file, without a torn last one; DamagedError names the first that no run wrote."""
     if not path.exists():
         return
     if not path.is_file():  # a pipe would make the reader wait for ever
