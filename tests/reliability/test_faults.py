@@ -23,17 +23,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def _tracer(tmp_path):
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    if subprocess.run(
-        ["strace", "-o", os.devnull, "true"], stderr=subprocess.DEVNULL, check=False
-    ).returncode:
-        pytest.skip("this system does not let strace trace")
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
-@pytest.mark.usefixtures("_tracer")
+@needs_strace
 @pytest.mark.parametrize("command", faults.COMMANDS)
 def test_a_failing_system_call_is_one_line_and_loses_nothing(tmp_path, long, monkeypatch, command):
     if not long and command not in SHORT:
@@ -47,7 +40,7 @@ def test_a_failing_system_call_is_one_line_and_loses_nothing(tmp_path, long, mon
 SHORT = {"import-nanogpt": 12, "export": 50, "resume": 250}  # every so many calls
 
 
-@pytest.mark.usefixtures("_tracer")
+@needs_strace
 def test_a_full_disk_that_is_passed_over_would_be_noticed(tmp_path, monkeypatch):
     write_all = atomic_io._write_all
 
@@ -60,19 +53,39 @@ def test_a_full_disk_that_is_passed_over_would_be_noticed(tmp_path, monkeypatch)
         faults.check_system_calls(tmp_path, "import-nanogpt", errors={"write": ["ENOSPC"]})
 
 
-def test_a_refused_allocation_is_one_line_and_loses_nothing(tmp_path, long):
+@pytest.fixture
+def refuse(tmp_path):
+    """allocations.py as a function of the stride and of what is done before; returns the ended process."""
     compiler = shutil.which("cc") or pytest.skip("no C compiler is installed")
     if not hasattr(ctypes.CDLL(None), "__libc_memalign"):
         pytest.skip("the C library is not glibc")
     library = tmp_path / "failing_malloc.so"
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, HERE / "failing_malloc.c"]
     subprocess.run(command, check=True)
-    done = subprocess.run(
-        [sys.executable, HERE / "allocations.py", tmp_path, library, "1" if long else "60"],
-        env={**os.environ, "LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def run(stride, before="pass"):
+        program = f"{before}; import allocations; allocations.main()"
+        return subprocess.run(
+            [sys.executable, "-c", program, tmp_path, library, str(stride)],
+            env={
+                **os.environ,
+                "LD_PRELOAD": str(library),
+                "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_refused_allocation_is_one_line_and_loses_nothing(refuse, long):
+    done = refuse(1 if long else 90)
     assert done.returncode == 0, done.stderr
     print(f"refused allocations of a run: {done.stdout}")
+
+
+def test_a_refused_allocation_that_is_passed_over_would_be_noticed(refuse):
+    done = refuse(90, "from gptmini.cli import main; main._fail = lambda error, exit_code: 0")
+    assert "AssertionError: allocation 1: exit code 0" in done.stderr
