@@ -26,17 +26,16 @@ Bytes = bytes | bytearray | memoryview
 
 
 def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
-    """Put `data`, or its chunks one after the other, at `path`, replacing what is there in one step.
+    """Put `data`, or its chunks, at `path`, replacing what is there in one step; OSError names `path`.
 
-    Raises OSError naming `path` and the cause; what was at `path` before is then still there. (Only when the
-    sync of the folder itself fails, the new content may stand there already.)
+    What was there before stays after an error, unless it is in the sync of the folder itself.
     """
-    if path.exists() and not path.is_file():  # root could replace even a device such as /dev/null
+    if path.exists() and not path.is_file():  # such as /dev/null, which root could replace
         raise OSError(errno.EINVAL, "is no file that could be replaced", str(path))
     with _deleted_on_failure(_temporary_name(path)) as temporary:
         create_file(temporary, data, shown_path=path)
-        with _errors_name_path(path):
-            os.replace(temporary, path)  # readers see the old file or the new one, never a mixture
+        with _errors_name_path(path):  # readers see the old file or the new one, never a mixture
+            os.replace(temporary, path)
             _sync_folder(path.parent)
 
 

@@ -272,6 +272,12 @@ def test_options_are_read_in_every_way_they_may_be_written():
     assert read("a.yaml", "--data.corpus", "1", "b") == (["a.yaml"], {"data.corpus": ["1", "b"]})
     assert read("--data.corpus", "null", "--resume") == ([], {"data.corpus": "null", "resume": True})
     assert read("--resume", "a.yaml") == (["a.yaml"], {"resume": True})
+    assert read("--data.corpus", "a", "b", "c.yaml") == (["c.yaml"], {"data.corpus": ["a", "b"]})
+    assert read("c.yml", "--data.corpus", "a", "b.yml") == (["c.yml"], {"data.corpus": ["a", "b.yml"]})
+    assert read("--train.trackers", "wandb", "c.yaml", "--quiet")[0] == ["c.yaml"]
+    assert read("--optim.betas", "0.9", "0.99", "c.yaml") == (["c.yaml"], {"optim.betas": [0.9, 0.99]})
+    with pytest.raises(UserError, match=r"--data\.corpus: is b\.yaml one of its values\? Put the CONFIG"):
+        read("--data.corpus", "a.yaml", "b.yaml")
     assert read("--quiet", "false", "--train.init-from", "null")[1] == {
         "quiet": False,
         "train.init_from": None,
@@ -313,7 +319,8 @@ def test_completion_knows_commands_options_choices_and_paths(capsys, tmp_path):
     def complete(*args):
         ask = (
             f"source {script}; COMP_WORDS=(gptmini {' '.join(args)}); COMP_CWORD={len(args)}; "
-            "_shtab_gptmini '' ${COMP_WORDS[COMP_CWORD]}; echo ${COMPREPLY[@]}"
+            "_shtab_gptmini '' ${COMP_WORDS[COMP_CWORD]}; "
+            'echo ${COMPREPLY[@]}; test ${#COMPREPLY[@]} != 1 -o "$COMPREPLY"'  # not one empty word
         )
         done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, cwd=tmp_path)
         return done.stdout.split()
@@ -324,6 +331,9 @@ def test_completion_knows_commands_options_choices_and_paths(capsys, tmp_path):
     assert complete("train", "--model.bias", "''") == ["true", "false"]
     assert complete("train", "mi") == complete("train", "--data.corpus", "mi") == ["mine.yaml"]
     assert complete("completion", "''") == ["bash", "zsh", "fish"]
+    (tmp_path / "runs" / "real").mkdir(parents=True)
+    assert complete("generate", "runs/re") == complete("report", "x", "runs/re") == ["runs/real"]
+    assert complete("generate", "runs/nothing") == []
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -7,10 +7,12 @@ import threading
 import pytest
 import torch
 
+from gptmini.cli import main as main_module
 from gptmini.config import RuntimeConfig
 from gptmini.distributed.device import find_device
+from gptmini.distributed.parent import torchrun_world_size
 from gptmini.errors import UserError
-from gptmini.training.runtime import seed_everything, start_runtime
+from gptmini.training.runtime import explain_compile_failure, seed_everything, start_runtime
 from gptmini.training.signals import stop_signal, temporary_folder
 
 
@@ -24,6 +26,37 @@ def test_an_absent_cuda_device_is_a_user_error(name):
 def test_fp16_without_cuda_is_a_user_error():
     with pytest.raises(UserError, match=r"runtime\.precision = fp16 needs a CUDA device"):
         start_runtime(RuntimeConfig(device="cpu", precision="fp16"))
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def compiled(*args):
+        raise TorchDynamoException("\nNo working C++ compiler found\n" + 90 * "a line\n")
+
+    monkeypatch.setattr(torch, "compile", lambda function: compiled)
+    line = r"^runtime\.compile = true: torch\.compile fails here \(No working C\+\+ compiler found\); install"
+    with pytest.raises(UserError, match=line + ".*$"):
+        start_runtime(RuntimeConfig(device="cpu", compile=True))
+    with pytest.raises(UserError, match=line), explain_compile_failure():  # at the first step
+        compiled()
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["", "x", None])
+def test_half_set_variables_of_torchrun_are_one_line(name, value, monkeypatch, capsys):
+    for other in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(other, "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main_module, "end_with_torchrun", lambda: None)  # it would watch the test's parent
+    assert main_module.main(["train"]) == 2
+    assert f"gptmini: {name} = {value!r}: torchrun sets a number" in capsys.readouterr().err
+
+
+def test_an_empty_world_size_without_torchrun_is_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert torchrun_world_size() == 1
 
 
 def test_auto_leaves_nothing_open():

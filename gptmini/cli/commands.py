@@ -1,40 +1,34 @@
-"""What each command does: its options as a schema, and a function that calls the package that does the work
-and returns the lines to print.
+"""What each command does: call the package that does the work, and return the lines to print.
 
 Imports that bring torch stand inside the functions, so help and config errors do not wait for it.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
+from gptmini.cli.flags import (
+    EvaluateOptions,
+    ExportOptions,
+    GenerateOptions,
+    ImportOptions,
+    LoadOptions,
+    PlanFlags,
+    PrepareFlags,
+    ReportOptions,
+    TrainFlags,
+)
 from gptmini.cli.options import Command, completion_script
-from gptmini.config import Device, load_config
+from gptmini.config import load_config
 from gptmini.data.file_formats import describe_format
+from gptmini.distributed.parent import torchrun_world_size
 from gptmini.errors import UserError, read_error
 from gptmini.generation.sampling import SamplingOptions
-from gptmini.paths import PathText
 from gptmini.schema import Section, did_you_mean
 from gptmini.terminal import discard_unwritten, guard_streams
 from gptmini.yaml_io import dump_yaml
-
-
-class TrainFlags(Section):
-    """Options of `gptmini train` that are no keys of the config."""
-
-    minutes: float | None = Field(
-        None,
-        gt=0,
-        le=100_000,
-        description="Time for a run without a CONFIG.yaml; null: 5 minutes. With --resume, time to add.",
-    )
-    resume: bool = Field(False, description="Resume the run in train.out_dir, if it has a checkpoint.")
-    quiet: bool = Field(False, description="Print nothing but errors.")
 
 
 def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None:
@@ -54,7 +48,7 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
     # A run outlives its terminal. Until training handles signals itself, they end it at once.
     with guard_streams(may_fail=True), exit_at_once():
         if given is None or minutes is not None:
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            if torchrun_world_size() > 1:
                 raise UserError(
                     "several processes need a CONFIG.yaml, and no --minutes: each would choose its own sizes"
                 )
@@ -66,16 +60,6 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
 
         train(config, resume=flags.resume, quiet=flags.quiet)
     discard_unwritten()
-
-
-class PrepareFlags(Section):
-    """Options of `gptmini prepare` that are no keys of the config."""
-
-    list: bool = Field(False, description="List the named corpora with size and licence, and do no more.")
-    stats: bool = Field(
-        False,
-        description="Documents, tokens, bytes per token (and GPT-2's), longest document, repeated share.",
-    )
 
 
 def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> Iterable[str]:
@@ -100,16 +84,6 @@ def prepare(args: list[str], flags: PrepareFlags, overrides: dict[str, Any]) -> 
         yield dump_yaml({"stats": rounded}).strip()
 
 
-class PlanFlags(Section):
-    """Options of `gptmini plan` that are no keys of the config."""
-
-    world_size: int = Field(1, ge=1, le=1_000_000, description="Processes that torchrun starts, in all.")
-    tokens_per_second: float | None = Field(
-        None, gt=0.0, description="Throughput of all processes together, to estimate the hours."
-    )
-    measure: bool = Field(False, description="Run a few steps on this machine to measure speed and memory.")
-
-
 def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> Iterable[str]:
     """Estimate the memory, operations and hours of a training run before it starts."""
     config = load_config(args[0] if args else None, overrides)
@@ -121,45 +95,12 @@ def plan(args: list[str], flags: PlanFlags, overrides: dict[str, Any]) -> Iterab
     return describe(config, flags.world_size, flags.tokens_per_second, measure=flags.measure)
 
 
-class LoadOptions(Section):
-    """How a checkpoint's weights are loaded."""
-
-    device: Device = Field("auto", description="Device to compute on; auto: CUDA, else MPS, else the CPU.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the weights.")
-    quantize: Literal["int8"] | None = Field(
-        None, description="int8: weights rounded to a quarter of their bytes, for the CPU."
-    )
-
-
 def _precision(options: LoadOptions) -> Literal["fp32", "bf16", "int8"]:
     if options.quantize and options.precision != "fp32":
         raise UserError(
             f"--quantize {options.quantize} and --precision {options.precision}: give one of them"
         )
     return options.quantize or options.precision
-
-
-class GenerateOptions(LoadOptions, SamplingOptions):
-    """Options of `gptmini generate`."""
-
-    prompt: str | None = Field(None, description="Text to continue; - reads it from standard input.")
-    prompt_file: PathText | None = Field(
-        None, description="A file that holds the prompt; the line break at its end is not part of it."
-    )
-    max_new_tokens: int = Field(200, ge=0, le=1_000_000_000, description="Tokens to generate at most.")
-    num_samples: int = Field(1, ge=1, le=1_000_000, description="How many texts to generate.")
-    stop: tuple[str, ...] = Field((), strict=False, description="End a text before any of these strings.")
-    truncate_prompt: Literal["left"] | None = Field(
-        None, description="left: of a prompt longer than the model's context, read the end; null: refuse it."
-    )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same text.")
-    parse_special: bool = Field(
-        False, description="Names of special tokens in the prompt, such as <|endoftext|>, are those tokens."
-    )
-    allow_invalid_utf8: bool = Field(
-        False, description="For data that is no text: also write bytes that are no character, as U+FFFD."
-    )
-    interactive: bool = Field(False, description="A terminal session: type text, the model continues it.")
 
 
 def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any]) -> None:
@@ -213,18 +154,6 @@ def _read_prompt(options: GenerateOptions) -> str:
         raise read_error(source, error) from None
 
 
-class EvaluateOptions(LoadOptions):
-    """Options of `gptmini evaluate`."""
-
-    corpus: tuple[PathText, ...] | None = Field(
-        None, strict=False, description="Another text: names, files, folders or globs."
-    )
-    memorization: bool = Field(
-        False, description="How much of samples and validation text stands in the training text."
-    )
-    batch_size: int = Field(32, ge=1, le=1_000_000, description="Sequences per forward pass.")
-
-
 def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Measure how well a checkpoint predicts a text: by default the validation split of its own run.
 
@@ -243,18 +172,6 @@ def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any
     )
 
 
-class ExportOptions(Section):
-    """Options of `gptmini export`."""
-
-    format: Literal["gguf"] = Field("gguf", description="gguf: for llama.cpp, ollama and their like.")
-    dtype: Literal["float32", "float16", "q8_0"] = Field(
-        "float16", description="Number format of the weights; q8_0 takes about a quarter of float32."
-    )
-    output: PathText | None = Field(
-        None, description="The file to write; null: NAME-DTYPE.gguf here, with the checkpoint's name."
-    )
-
-
 def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Write the model of a checkpoint as one file for other programs."""
     from gptmini.checkpoint.gguf import export_gguf
@@ -267,28 +184,12 @@ def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -
     return [export_gguf(Path(output), model, tokenizer, options.dtype)]
 
 
-class ImportOptions(Section):
-    """Options of `gptmini import-nanogpt`."""
-
-    meta: PathText | None = Field(
-        None,
-        description="A character model's meta.pkl; null: beside CKPT.pt, or in data/DATASET as in nanoGPT.",
-    )
-
-
 def import_nanogpt(args: list[str], options: ImportOptions, overrides: dict[str, Any]) -> Iterable[str]:
     """Turn a checkpoint of nanoGPT into a Hugging Face GPT-2 directory."""
     from gptmini.checkpoint.nanogpt import convert_nanogpt
 
     meta = None if options.meta is None else Path(options.meta)
     return convert_nanogpt(Path(args[0]), Path(args[1]), meta)
-
-
-class ReportOptions(Section):
-    """Options of `gptmini report`."""
-
-    output: PathText = Field("report.html", description="The file to write; replaced where it exists.")
-    device: Device = Field("auto", description="Device to compute on; auto: CUDA, else MPS, else the CPU.")
 
 
 def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -> Iterable[str]:

@@ -70,7 +70,8 @@ def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[
     """Positional arguments, and the values of options as a YAML file would have them.
 
     An option may be written with `-` or `_`, and with a space or `=` before its value; one whose key takes a
-    list takes all words up to the next option. Only `--` begins an option: `--optim.lr -1e-3` has a value.
+    list takes all words up to the next option or the CONFIG.yaml. Only `--` begins an option: `--optim.lr
+    -1e-3` has a value.
 
     >>> parse_options(["a.yaml", "--train.max-steps", "20", "--optim.lr=3e-4"], flatten_schema(Config))
     (['a.yaml'], {'train.max_steps': 20, 'optim.lr': 0.0003})
@@ -101,6 +102,11 @@ def parse_options(args: Sequence[str], known: Options) -> tuple[list[str], dict[
             most = len(remaining) if "array" in _kinds(known[key]) else 1
             texts = list(takewhile(lambda word: not word.startswith("--"), remaining[:most]))
             del remaining[: len(texts)]
+            # A list ends where the config begins: `--data.corpus my.txt mine.yaml`.
+            if "." in key and len(texts) > 1 and texts[-1].endswith((".yaml", ".yml")) and not positionals:
+                if texts[-2].endswith((".yaml", ".yml")):
+                    raise UserError(f"{flag}: is {texts[-1]} one of its values? Put the CONFIG.yaml first")
+                positionals.append(texts.pop())
         if not texts:
             raise UserError(f"{flag_name(key)} needs a value: {describe_type(known[key])}")
         values[key] = _read(texts, known[key])

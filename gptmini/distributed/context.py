@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptmini.config import RuntimeConfig
 from gptmini.distributed.failure import find_missing_ranks, is_lost_connection, lost_ranks, shared_store
-from gptmini.distributed.parent import end_with_torchrun
+from gptmini.distributed.parent import end_with_torchrun, torchrun_world_size
 from gptmini.model import GPT
 
 
@@ -234,10 +234,11 @@ def join_process_group(config: RuntimeConfig) -> Iterator[DistributedContext]:
     Raises LostRankError, naming the rank, where another one exits or does not respond within
     `rank_timeout_seconds`.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets, and slurm does not
+    world_size = torchrun_world_size()
+    if world_size == 1:
         yield DistributedContext()
         return
+    rank = int(os.environ["RANK"])
     end_with_torchrun()
     store = shared_store()
     timeout = timedelta(seconds=config.rank_timeout_seconds)

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from gptmini.errors import LostRankError
+from gptmini.distributed.parent import torchrun_world_size
+from gptmini.errors import LostRankError, UserError
 
 FAILURE_GRACE_SECONDS = 5.0  # how far apart the ranks may notice that one is lost
 
@@ -66,8 +67,10 @@ def lost_ranks(missing: list[int], world_size: int, timeout_seconds: float) -> L
 
 def already_reported(line: str) -> bool:
     """Whether another rank has printed this line; if not, this rank claims it and is to print it."""
-    rank = os.environ["RANK"]
     try:
+        if torchrun_world_size() == 1:
+            return False
+        rank = os.environ["RANK"]
         return shared_store().compare_set(f"reported {line}", "", rank).decode() != rank
-    except (dist.DistError, LostRankError):
+    except (dist.DistError, LostRankError, UserError):
         return False

@@ -10,8 +10,23 @@ import threading
 import time
 from contextlib import suppress
 
+from gptmini.errors import UserError
+
 _CHECK_SECONDS = 0.5
 _GRACE_SECONDS = 10.0  # for the step and its save, which a rank that hangs in a collective cannot make
+
+
+def torchrun_world_size() -> int:
+    """How many processes torchrun started; 1 without it. UserError where its variables are incomplete."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets, and slurm does not
+        return 1
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ.get(name, "").isdecimal():
+            raise UserError(
+                f"{name} = {os.environ.get(name)!r}: torchrun sets a number; start with torchrun, or unset "
+                "TORCHELASTIC_RUN_ID"
+            )
+    return int(os.environ["WORLD_SIZE"])
 
 
 def end_with_torchrun() -> None:

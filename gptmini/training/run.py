@@ -18,7 +18,7 @@ from gptmini.training.initialize import build_model_and_data, resolve_tokenizer
 from gptmini.training.metrics import Metrics
 from gptmini.training.micro_batch import fit_micro_batch_size
 from gptmini.training.resume import claim_run_dir, refuse_used_folder, restore, saved_tokenizer
-from gptmini.training.runtime import start_runtime
+from gptmini.training.runtime import explain_compile_failure, start_runtime
 from gptmini.training.signals import stop_signal
 from gptmini.training.trackers import Trackers, check_trackers
 from gptmini.training.trainer import Trainer
@@ -87,7 +87,8 @@ def train(
                     metrics.print(str(line))
                 if is_main:
                     metrics.trackers = Trackers(config, store.run_folder, first, quiet, metrics.print)
-                trainer.run(metrics, stop)
+                with explain_compile_failure():
+                    trainer.run(metrics, stop)
                 p = trainer.progress
                 result = TrainResult(store.run_folder, p.best_step, p.best_val_loss, p.val_loss, p.step)
                 metrics.print(str(result))

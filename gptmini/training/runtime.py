@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,7 +103,25 @@ def start_runtime(config: RuntimeConfig, distributed: DistributedContext | None 
         tune_malloc(keep=not (distributed.sharded or config.activation_checkpointing))  # else save memory
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: float32 range, 10 mantissa bits, tensor cores
+    if config.compile:
+        with explain_compile_failure():  # before anything is written
+            torch.compile(torch.neg)(torch.zeros(8, device=device))
     return Runtime(device, precision, torch.get_num_threads(), config.compile, distributed)
+
+
+@contextlib.contextmanager
+def explain_compile_failure() -> Iterator[None]:
+    """Inside, what torch.compile cannot do is a UserError of one line instead of the compiler's many."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"runtime.compile = true: torch.compile fails here ({reason[:200]}); install a C++ compiler such "
+            "as g++, or set it to false"
+        ) from None
 
 
 def tune_malloc(keep: bool) -> None:
