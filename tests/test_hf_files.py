@@ -274,6 +274,10 @@ def test_a_gpt2_tokenizer_that_adds_to_each_text_is_never_read_without(tmp_path,
     plain = GPT2TokenizerFast.from_pretrained(tmp_path)
     plain.save_pretrained(tmp_path / "plain")
     assert load_tokenizer(tmp_path / "plain").encode(TEXT) == plain(TEXT)["input_ids"]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"foo": len(vocab)}))
+    with pytest.raises(UserError, match=r"'foo' \(id 320\) of added_tokens"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").unlink()
     GPT2TokenizerFast.from_pretrained(tmp_path, **{option: True}).save_pretrained(tmp_path / "adds")
     with pytest.raises(UserError, match=f"{option}|post_processor"):
         load_tokenizer(tmp_path / "adds")

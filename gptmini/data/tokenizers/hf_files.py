@@ -185,6 +185,10 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     tokens = {token.content: token for token in file.added_tokens}
     for i, token in config.added_tokens_decoder.items():
         tokens.setdefault(token.content, AddedToken(id=i, **token.model_dump()))
+    older = folder / "added_tokens.json"  # which does not say whether they are special
+    if path == vocab and older.is_file():
+        for content, i in _parse(older, dict[str, int]).items():
+            tokens.setdefault(content, AddedToken(id=i, content=content))
     beside_it = {"path": path, "config": config, "start_token": start_token}
     return file.model_copy(update={**beside_it, "added_tokens": list(tokens.values())})
 
