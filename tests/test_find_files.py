@@ -1,5 +1,6 @@
 """gptmini.data.find_files: which files a path, a folder or a glob stands for."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -99,3 +100,18 @@ def test_a_glob_may_have_several_recursive_parts_and_special_characters_in_its_f
 def test_an_odd_path_is_no_such_file(entry):
     with pytest.raises(UserError, match="no such file or folder"):
         open_corpus(entry)
+
+
+@pytest.mark.parametrize(("folder", "function"), [("", "listdir"), ("sub", "scandir")])
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch, folder, function):
+    make(tmp_path, "a.txt", "sub/b.txt")
+    right = getattr(os, function)
+
+    def denied(path):
+        if Path(path) == tmp_path / folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return right(path)
+
+    monkeypatch.setattr(os, function, denied)
+    with pytest.raises(UserError, match=rf"{tmp_path / folder}: cannot be read: Permission denied"):
+        find_files(str(tmp_path), "data.corpus")

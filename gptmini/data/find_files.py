@@ -40,7 +40,11 @@ def find_files(entry: str, key: str) -> list[Path]:
     """
     path = Path(os.path.expanduser(entry))
     if os.path.isdir(path):
-        if _is_no_corpus(os.listdir(path)):
+        try:
+            names = os.listdir(path)
+        except OSError as error:
+            raise read_error(path, error) from None
+        if _is_no_corpus(names):
             raise UserError(
                 f"{key} = {entry}: this folder is a run, a model or a cache, which are left out of a corpus; "
                 "name the files in it that you want"
