@@ -136,7 +136,7 @@ def set_aside(path: Path) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file or folder within its folder, for good."""
+    """Rename a file or folder within its folder, for good: what is deleted then is not named any more."""
     with _errors_name_path(path):
         os.rename(path, target)
         _sync_folder(path.parent)
@@ -145,15 +145,14 @@ def rename(path: Path, target: Path) -> None:
 def sync_folders(path: Path) -> None:
     """Make the names in a folder, and in those below it, survive a power loss."""
     with _errors_name_path(path):
-        for folder, _, _ in os.walk(path, topdown=False):
-            _sync_folder(folder)
+        for name in os.listdir(path):
+            if os.path.isdir(path / name) and not os.path.islink(path / name):
+                sync_folders(path / name)
+        _sync_folder(path)
 
 
 def remove_files(folder: Path, names: Collection[str]) -> None:
-    """Delete these files of a folder, and the folders that are left empty, itself included, for good.
-
-    A link is deleted, not what it points to; below a link to a folder nothing is.
-    """
+    """Delete these files of a folder, not what links point to, and each folder left empty, itself too."""
     with _errors_name_path(folder):
         for parent, _, files in os.walk(folder, topdown=False):
             for file in files:
@@ -168,9 +167,8 @@ def remove_files(folder: Path, names: Collection[str]) -> None:
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a crash never leaves part of it under its name."""
     temporary = _temporary_name(path)
+    rename(path, temporary)
     with _errors_name_path(path):
-        os.rename(path, temporary)
-        _sync_folder(path.parent)  # before the first file goes: a power loss could undo only the rename
         _delete(temporary)
 
 

@@ -41,7 +41,13 @@ SLOW = [
 ]
 
 BUGS = [
-    ("files are not synced", power_loss, atomic_io, "            _sync(file)\n", "            pass\n"),
+    (
+        "files are not synced",
+        power_loss,
+        atomic_io,
+        "        with _errors_name_path(shown):\n            _sync(file)\n",
+        "",
+    ),
     (
         "folders are not synced",
         power_loss,
@@ -53,8 +59,8 @@ BUGS = [
         "the names in a new folder are not synced",
         power_loss,
         atomic_io,
-        "os.walk(temporary, topdown=False)",
-        "[]",
+        "            sync_folders(temporary)\n",
+        "",
     ),
     (
         "a new folder's own name is not synced",
