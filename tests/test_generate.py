@@ -697,9 +697,11 @@ def test_rows_of_a_list_may_be_arrays_or_tensors(model):
     ("changed", "message"),
     [
         ({"tokenizer": None}, "generating text needs the model's tokenizer, not NoneType"),
-        ({"prompt": ["a", "b"]}, "the prompt is a list, not a str: give one text at a time"),
+        ({"prompt": ["a", "b"]}, "encode takes a text (str), not list"),
         ({"num_samples": 1.5}, "num_samples = 1.5 must be a whole number of at least 0"),
-        ({"stop": [3]}, "a stop string must be a text that is not empty"),
+        ({"stop": [3]}, "stop = [3]: a stop string must be a text that is not empty"),
+        ({"stop": 3}, "stop = 3: a stop string must be a text"),
+        ({"stop": iter("ab")}, "a stop string must be a text"),  # several samples would need it
     ],
 )
 def test_a_wrong_argument_of_generate_text_is_one_line(model, tokenizer, changed, message):

@@ -6,7 +6,7 @@ there: the screen shows what the model reads. Lines that begin with a slash are 
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
@@ -40,7 +40,7 @@ class Session:
         *,
         max_new_tokens: int,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Collection[str] = (),
         parse_special: bool = False,
         allow_invalid_utf8: bool = False,
         write: Callable[[str], object] = lambda text: print(text, end="", flush=True),

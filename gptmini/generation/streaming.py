@@ -1,7 +1,7 @@
 """Generation in text: whole texts, and pieces of one as they are generated."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -27,7 +27,7 @@ def generate_text(
     max_new_tokens: int = 200,
     num_samples: int = 1,
     seed: int | None = None,
-    stop: Sequence[str] = (),
+    stop: Collection[str] = (),
     truncate_prompt: bool = False,
     parse_special: bool = False,
     allow_invalid_utf8: bool = False,
@@ -76,7 +76,7 @@ def stream(
     *,
     max_new_tokens: int = 200,
     seed: int | None = None,
-    stop: Sequence[str] = (),
+    stop: Collection[str] = (),
     truncate_prompt: bool = False,
     parse_special: bool = False,
     allow_invalid_utf8: bool = False,
@@ -108,8 +108,6 @@ def encode_prompt(
     context_length of them."""
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(f"generating text needs the model's tokenizer, not {type(tokenizer).__name__}")
-    if not isinstance(prompt, str):
-        raise UserError(f"the prompt is a {type(prompt).__name__}, not a str: give one text at a time")
     ids = tokenizer.encode(prompt, parse_special=parse_special)
     if not ids:
         if tokenizer.start_token is None:
@@ -155,13 +153,13 @@ class StreamDecoder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stop: Sequence[str] = (),
+        stop: Collection[str] = (),
         allow_invalid_utf8: bool = False,
         start: Sequence[int] = (),
     ) -> None:
         """`start` are ids that the text begins with: none where it continues a prompt."""
-        stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        if not all(isinstance(text, str) and text for text in stop):
+        stop = (stop,) if isinstance(stop, str) else stop or ()
+        if not (isinstance(stop, Collection) and all(isinstance(text, str) and text for text in stop)):
             raise UserError(f"stop = {stop}: a stop string must be a text that is not empty")
         self.tokenizer = tokenizer
         self.stop = stop
