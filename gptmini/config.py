@@ -30,9 +30,6 @@ Attention = Annotated[
 ]
 
 
-_POSITIONS = ("block_size", "n_positions", "n_ctx", "seq_len", "max_position_embeddings")
-
-
 class ModelConfig(Section):
     """The shape of the GPT; the defaults suit a laptop.
 
@@ -40,12 +37,8 @@ class ModelConfig(Section):
     """
 
     foreign_names: ClassVar = {  # in nanoGPT and transformers, as far as they are not alike
-        "block_size": "context_length",
-        "n_positions": "context_length",
-        "n_ctx": "context_length",
-        "seq_len": "context_length",
-        "d_model": "n_embd",
-        "hidden_size": "n_embd",
+        **dict.fromkeys(("block_size", "n_positions", "n_ctx", "seq_len"), "context_length"),
+        **dict.fromkeys(("d_model", "hidden_size"), "n_embd"),
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
     }

@@ -168,10 +168,6 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        if not isinstance(config, GPTConfig):
-            raise UserError(
-                f"GPT takes a GPTConfig, not a {type(config).__name__}: GPT(GPTConfig(n_layer=2, ...))"
-            )
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.context_length, config.n_embd)

@@ -183,8 +183,6 @@ MISTAKES = {
         lambda m: m(torch.tensor([[1, 257]])), "a token id is outside the vocabulary: ids are 0 to 256"
     ),
     "negative ids": (lambda m: m(torch.tensor([[-1]])), "a token id is outside the vocabulary"),
-    "GPT of a dict": (lambda m: gptmini.GPT({"n_layer": 2}), "GPT takes a GPTConfig, not a dict"),
-    "GPT of a Config": (lambda m: gptmini.GPT(gptmini.Config()), "GPT takes a GPTConfig, not a Config"),
     "block_size": (
         lambda m: gptmini.GPTConfig(block_size=3), "unknown key block_size; did you mean context_length?"
     ),
@@ -217,9 +215,6 @@ MISTAKES = {
         lambda m: gptmini.load("~/none"), "none: no such folder: give a run folder"
     ),
     "save swapped": (lambda m: gptmini.save(m, "new"), "save takes a path first, not GPT"),
-    "save of another tokenizer": (
-        lambda m: gptmini.save("new", m, "gpt2"), "tokenizer is a str, but must be"
-    ),
     "Tokenizer of nothing": (lambda m: gptmini.Tokenizer.load(None), "load takes a path, not NoneType"),
 }  # fmt: skip
 

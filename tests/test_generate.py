@@ -482,7 +482,6 @@ def test_a_hook_that_works_in_place_leaves_the_log_probabilities_those_of_the_mo
     [
         (lambda logits, rows: logits.fill_(-torch.inf), "no token is left to sample: a logits_hook"),
         (lambda logits, rows: logits.fill_(torch.nan), "gave NaN"),
-        (3, "logits_hook is a int, but must be a function"),
         (lambda logits, rows: None, r"must return a tensor \(1, 257\), not NoneType \(\)"),
         (lambda logits, rows: logits[0], r"must return a tensor \(1, 257\), not Tensor \(257,\)"),
     ],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptmini.errors import UserError
-from gptmini.generation.sampling import LogitsHook, Sampling
+from gptmini.generation.sampling import Sampling
 from gptmini.model import GPT
 
 
@@ -49,19 +49,13 @@ def join(tokens: Any, prompts: list[list[int]], added: list[list[int]], stop_tok
 
 
 def check_arguments(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    max_new_tokens: int,
-    logits_hook: LogitsHook | None,
+    model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens: int
 ) -> None:
     """Raise UserError for what no text can be generated with, such as a prompt longer than the context."""
     vocab_size, context_length = model.config.vocab_size, model.config.context_length
     whole_number("max_new_tokens", max_new_tokens)
     if sampling.no_repeat_token is not None:
         whole_number("no_repeat_token", sampling.no_repeat_token, vocab_size)
-    if not (logits_hook is None or callable(logits_hook)):
-        raise UserError(f"logits_hook is a {type(logits_hook).__name__}, but must be a function")
     for prompt in prompts:
         if not prompt:
             raise UserError("a prompt holds no tokens: start from end of text, or from any one token")
