@@ -11,7 +11,7 @@ import pytest
 
 from gptmini import atomic_io, lock
 from gptmini.checkpoint import gpt2_directory, hf_gpt2, manifest, safetensors_io, state, store
-from gptmini.data import batching, prepare
+from gptmini.data import batching
 from gptmini.training import (
     initialize,
     log_files,
@@ -38,7 +38,6 @@ MODULES = (
     state,
     store,
     batching,
-    prepare,
     signals,
     runtime,
     loss,
