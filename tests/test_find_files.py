@@ -102,16 +102,15 @@ def test_an_odd_path_is_no_such_file(entry):
         open_corpus(entry)
 
 
-@pytest.mark.parametrize(("folder", "function"), [("", "listdir"), ("sub", "scandir")])
-def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch, folder, function):
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
     make(tmp_path, "a.txt", "sub/b.txt")
-    right = getattr(os, function)
+    scandir = os.scandir
 
     def denied(path):
-        if Path(path) == tmp_path / folder:
+        if Path(path) == tmp_path / "sub":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return right(path)
+        return scandir(path)
 
-    monkeypatch.setattr(os, function, denied)
-    with pytest.raises(UserError, match=rf"{tmp_path / folder}: cannot be read: Permission denied"):
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match=r"sub: cannot be read: Permission denied"):
         find_files(str(tmp_path), "data.corpus")

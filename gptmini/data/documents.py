@@ -130,25 +130,21 @@ def _open(path: Path) -> Iterator[BufferedIOBase]:
         yield file
 
 
-def _bounded(document: bytes, location: str) -> bytes:
-    if len(document) > DOCUMENT_BYTES:
-        raise _too_long(location)
-    return document
-
-
-def _too_long(location: str) -> UserError:
-    return UserError(
-        f"{location} is longer than {DOCUMENT_BYTES >> 20} MiB, the most for a text in JSON or parquet: "
-        "cut it into several, or save it as plain text"
-    )
+def _check_length(size: int, location: str) -> None:
+    if size > DOCUMENT_BYTES:
+        raise UserError(
+            f"{location} is longer than {DOCUMENT_BYTES >> 20} MiB, the most for a text in JSON or parquet: "
+            "cut it into several, or save it as plain text"
+        )
 
 
 def _json_lines(path: Path, text_field: str) -> Iterator[Document]:
     with _open(path) as file:
         for number in itertools.count(1):
             location = f"{path}:{number}"
-            if not (line := _bounded(file.readline(DOCUMENT_BYTES + 1), location)):
+            if not (line := file.readline(DOCUMENT_BYTES + 1)):
                 return
+            _check_length(len(line), location)
             if not line.isspace():
                 value = _parse_json(line, location, "a line of JSON")
                 yield Document(location, [_json_text(value, location, text_field)])
@@ -161,7 +157,8 @@ def _json_file(path: Path, text_field: str, named: bool) -> Iterator[Document]:
     the user `named` the file, it is an error.
     """
     with _open(path) as file:
-        data = _bounded(file.read(DOCUMENT_BYTES + 1), str(path))
+        data = file.read(DOCUMENT_BYTES + 1)
+    _check_length(len(data), str(path))
     first_line, _, more = data.strip().partition(b"\n")
     try:
         is_lines = bool(more) and isinstance(_parse_json(first_line, ""), dict)
@@ -234,8 +231,7 @@ def _rows_at_a_time(group: Any, text_field: str, path: Path) -> int:
     columns = (group.column(i) for i in range(group.num_columns))
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
     mean = size // max(1, group.num_rows)
-    if mean > DOCUMENT_BYTES:
-        raise _too_long(f"{path}: a row")
+    _check_length(mean, f"{path}: a row")
     return min(max(1, BATCH_BYTES // max(1, mean)), 32)
 
 
@@ -246,11 +242,8 @@ def _column_bytes(column: Any, text_field: str, path: Path) -> list[bytes | None
 
     try:
         texts = column.cast(pyarrow.large_binary())
-    except MemoryError:
-        raise
-    except pyarrow.ArrowException:
+    except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowInvalid):
         raise UserError(f"{path}: the column {text_field} is of type {column.type}, not text") from None
-    if (pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0) > DOCUMENT_BYTES:
-        raise _too_long(f"{path}: a row")
+    _check_length(pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0, f"{path}: a row")
     values: list[bytes | None] = texts.to_pylist()
     return values

@@ -40,11 +40,7 @@ def find_files(entry: str, key: str) -> list[Path]:
     """
     path = Path(os.path.expanduser(entry))
     if os.path.isdir(path):
-        try:
-            names = os.listdir(path)
-        except OSError as error:
-            raise read_error(path, error) from None
-        if _is_no_corpus(names):
+        if _is_no_corpus(os.listdir(path)):
             raise UserError(
                 f"{key} = {entry}: this folder is a run, a model or a cache, which are left out of a corpus; "
                 "name the files in it that you want"
@@ -115,13 +111,10 @@ def _match(pattern: Path) -> Iterator[Path]:
 
 def _is_report(file: Path) -> bool:
     """Whether a file is a page that gptmini wrote."""
-    if file.suffix != ".html" or not os.path.isfile(file):
+    if file.suffix != ".html" or not file.is_file():
         return False
-    try:
-        with open(file, "rb") as page:
-            return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is not None
-    except OSError:  # reading it as text says why
-        return False
+    with open(file, "rb") as page:
+        return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is not None
 
 
 def _is_no_corpus(names: list[str]) -> bool:
