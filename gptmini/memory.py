@@ -29,7 +29,7 @@ def explain_shortage(advice: str) -> Iterator[None]:
     except (MemoryError, RuntimeError, ImportError, OSError, SystemError) as error:
         if (line := _describe(error)) is None:
             raise
-        raise OutOfMemoryError(f"{line}: {advice}") from None
+        raise OutOfMemoryError(line if _THREADS.search(str(error)) else f"{line}: {advice}") from None
 
 
 def _describe(error: Exception) -> str | None:
@@ -38,7 +38,7 @@ def _describe(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return None  # of a file, which its own line names
     if _THREADS.search(text):
-        return "no more threads or processes can be started (ulimit -u)"
+        return "no more threads can be started: raise their limit (ulimit -u), or lower runtime.threads"
     if not (_MEMORY.search(text) or isinstance(error, MemoryError)):
         return None
     asked = _ASKED.search(text)

@@ -1,5 +1,7 @@
 """Out of memory is one line; train.micro_batch_size: auto finds what fits and trains the same."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from gptmini.errors import OutOfMemoryError, UserError
 from gptmini.memory import available_bytes, explain_shortage
 from gptmini.training import estimate, micro_batch
 from gptmini.training.estimate import check_memory, fitting_micro_batch_size
+from gptmini.training.runtime import check_threads
 from gptmini.training.trainer import Trainer
 
 CPU = (
@@ -37,8 +40,14 @@ CUDA += "5.06 GiB is free. Including non-PyTorch memory, this process has 74.04 
         (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "out of memory.*: lower it"),
         (ImportError("libtorch.so: failed to map segment from shared object"), "out of memory.*: lower it"),
         (OSError(12, "Cannot allocate memory"), "out of memory.*: lower it"),
-        (RuntimeError("can't start new thread"), "no more threads or processes can be started.*: lower it"),
-        (BlockingIOError(11, "Resource temporarily unavailable"), "no more threads or processes.*: lower it"),
+        (
+            RuntimeError("can't start new thread"),
+            "no more threads can be started: .* or lower runtime.threads",
+        ),
+        (
+            BlockingIOError(11, "Resource temporarily unavailable"),
+            "no more threads can be started: .* or lower runtime.threads",
+        ),
     ],
 )
 def test_a_shortage_is_one_line(error, line):
@@ -53,6 +62,23 @@ def test_a_shortage_is_one_line(error, line):
 def test_another_error_stays_what_it_is(error):
     with pytest.raises(type(error), match=str(error.args[-1])), explain_shortage("lower it"):
         raise error
+
+
+def test_threads_that_cannot_start_are_noticed_before_openmp_ends_the_process(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        started.append(thread)
+        if len(started) > 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(OutOfMemoryError, match="no more threads can be started"), explain_shortage(""):
+        check_threads(4)
+    for thread in started[:3]:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_memory_that_no_machine_has_is_a_shortage():

@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,6 +94,7 @@ def start_runtime(config: RuntimeConfig, distributed: DistributedContext | None 
     if precision == "fp16" and distributed.sharded:
         raise UserError("runtime.precision = fp16 does not go with runtime.parallel = fsdp; use bf16 or fp32")
 
+    check_threads(torch.get_num_threads() if config.threads == "auto" else config.threads)
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif several:  # torchrun sets one thread per process; share the cores that it may use instead
@@ -107,6 +109,19 @@ def start_runtime(config: RuntimeConfig, distributed: DistributedContext | None 
         with explain_compile_failure():  # before anything is written
             torch.compile(torch.neg)(torch.zeros(8, device=device))
     return Runtime(device, precision, torch.get_num_threads(), config.compile, distributed)
+
+
+def check_threads(count: int) -> None:
+    """RuntimeError where the system starts fewer threads: OpenMP would end the process when it needs them."""
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        done.set()
+        for thread in filter(threading.Thread.is_alive, threads):
+            thread.join()
 
 
 @contextlib.contextmanager
