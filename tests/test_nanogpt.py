@@ -247,6 +247,12 @@ def test_records_that_are_compressed_too_short_or_damaged_are_refused(save):
         path = rewritten(save(checkpoint()), change)
         with pytest.raises(UserError, match=message):
             import_nanogpt(path)
+    path = rewritten(save(checkpoint()), lambda name, data: data)
+    data = path.read_bytes()
+    central = data.index(b"PK\x01\x02")
+    path.write_bytes(data[: central + 8] + b"\x01" + data[central + 9 :])  # of data.pkl: encrypted
+    with pytest.raises(UserError, match="is compressed or longer"):
+        import_nanogpt(path)
     path = save(checkpoint())
     whole = path.read_bytes()
     start = whole.index(checkpoint()["model"]["transformer.wpe.weight"].numpy().tobytes())

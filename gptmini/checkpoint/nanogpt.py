@@ -113,7 +113,7 @@ def _read_checkpoint(path: Path) -> tuple[GPT, str]:
         raise read_error(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         raise UserError(
             f"{path}: is no file of torch.save or is damaged, and is not read in any other way "
             f"({type(error).__name__}: {printable(error)[:100]})"
@@ -129,9 +129,11 @@ def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
         if name not in records:
             raise UserError(f"it has no record {printable(name)[:60]}")
         # torch.save compresses nothing; a record that would grow as it is read is nobody's weights
-        if records[name].compress_type != zipfile.ZIP_STORED or records[name].file_size > file_bytes:
+        info = records[name]
+        is_plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 0x61  # not encrypted
+        if not is_plain or info.file_size > file_bytes:
             raise UserError(f"its record {printable(name)[:60]} is compressed or longer than the file")
-        return archive.read(records[name])
+        return archive.read(info)
 
     content = read_pickle(read("data.pkl"), _call)
     content = content if isinstance(content, dict) else {}
