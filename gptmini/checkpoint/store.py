@@ -265,11 +265,13 @@ class CheckpointStore:
         steps = [step for step in self.steps() if step <= newest]
         if len(steps) <= self.keep:
             return
+        # What stays, each compared with its manifest: the newest, and the best.
         states = self._states()
         kept = set(islice(filter(self._is_whole, reversed(steps)), self.keep))
         losses = {step: state.val_loss for step, state in states.items() if state.val_loss is not None}
         ranking = sorted((loss, step) for step, loss in losses.items())
         best = next((entry for entry in ranking if self._is_whole(entry[1])), (math.inf, 0))
+        # What goes: a state that can be believed, and says that the checkpoint is worse.
         for step in sorted(states.keys() & {*steps} - kept):
             if best < (losses.get(step, math.inf), step):
                 self._remove(self.path(step))
