@@ -18,11 +18,13 @@ from gptmini.data.token_files import TokenStream
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.generation.prompts import whole_number
+from gptmini.memory import explain_shortage
 from gptmini.model import GPT
 from gptmini.training.loss import Evaluation, evaluate_batches
 from gptmini.training.runtime import Runtime
 
 
+@explain_shortage("give a shorter text, or load a smaller precision")
 def evaluate(
     model: nn.Module, tokenizer: Tokenizer | None, text: str | Path, *, batch_size: int = 32
 ) -> Evaluation:

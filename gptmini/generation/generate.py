@@ -17,6 +17,7 @@ from gptmini.errors import DivergedError
 from gptmini.generation.kv_cache import KVCache, last_hidden_states
 from gptmini.generation.prompts import check_arguments, join, read_prompts, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling, call_hook, row_generators, seen_tokens
+from gptmini.memory import explain_shortage
 from gptmini.model import GPT
 
 
@@ -74,6 +75,7 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
+@explain_shortage("give fewer texts at once, or shorter ones")
 def generate(
     model: GPT,
     tokens: Any,

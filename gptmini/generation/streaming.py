@@ -13,12 +13,14 @@ from gptmini.generation.generate import generate_tokens
 from gptmini.generation.prompts import check_arguments, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling
 from gptmini.generation.text_mask import forbidden_tokens
+from gptmini.memory import explain_shortage
 from gptmini.model import GPT
 
 Steps: TypeAlias = Iterator[tuple[int, int, Tensor]]  # as `generate_tokens` yields them
 MAX_BATCH = 16  # samples generated together: more gain little speed and need more memory
 
 
+@explain_shortage("lower num_samples, or load a smaller precision")
 def generate_text(
     model: GPT,
     tokenizer: Tokenizer,
