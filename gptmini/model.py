@@ -211,11 +211,7 @@ class GPT(nn.Module):
         else:
             positions, mask = cache.advance(T)
         # Attention does not see the order of its keys, so each position 0, 1, ... adds a learned vector.
-        try:
-            x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C) + (T, C)
-        except IndexError:  # a CPU's; looking for it on a GPU would mean to wait for the GPU
-            limit = self.config.vocab_size - 1
-            raise UserError(f"a token id is outside the vocabulary: ids are 0 to {limit}") from None
+        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask, cache)  # (B, T, C)

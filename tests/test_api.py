@@ -179,10 +179,6 @@ MISTAKES = {
         lambda m: gptmini.stream(m, TOKENIZER, "a", stop_token=3),
         "did you mean stop (strings), or stop_token of generate?",
     ),
-    "ids past the vocabulary": (
-        lambda m: m(torch.tensor([[1, 257]])), "a token id is outside the vocabulary: ids are 0 to 256"
-    ),
-    "negative ids": (lambda m: m(torch.tensor([[-1]])), "a token id is outside the vocabulary"),
     "block_size": (
         lambda m: gptmini.GPTConfig(block_size=3), "unknown key block_size; did you mean context_length?"
     ),
