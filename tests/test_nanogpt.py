@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import gptmini
-from gptmini.checkpoint.nanogpt import gelu_difference, import_nanogpt, read_meta
+from gptmini.checkpoint.nanogpt import gelu_difference, read_meta, read_nanogpt
 from gptmini.checkpoint.plain_pickle import read_pickle
 from gptmini.cli.main import main
 from gptmini.errors import DamagedError, UserError
@@ -94,6 +94,10 @@ def save(tmp_path):
         return tmp_path / "ckpt.pt"
 
     return save
+
+
+def import_nanogpt(path):
+    return read_nanogpt(path)[0]
 
 
 PREFIXES = ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."]
@@ -220,6 +224,30 @@ def test_a_small_file_that_asks_for_gigabytes_is_refused_before_they_are_taken(s
     assert path.stat().st_size < 20_000
     with pytest.raises(UserError, match=r"its tensors would take 6,\d+,\d+,\d+ bytes, and the file has"):
         import_nanogpt(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_views_of_one_record_take_its_memory_once(save, bounded):
+    content = checkpoint()
+    record = torch.zeros(2_000_000)
+    content["model"] |= {f"view{i}": record[i : i + 1] for i in range(600)}
+    with pytest.raises(UserError, match="tensor view0 has no place"):
+        import_nanogpt(save(content))
+
+
+def test_values_that_hold_one_another_twice_are_never_written_out(save):
+    nested = ["x"]
+    for _ in range(60):  # 2 ** 60 texts
+        nested = [nested, nested]
+    content = checkpoint()
+    content["config"]["dataset"] = nested
+    assert read_nanogpt(save(content))[1] == ""
+    content["model_args"]["n_layer"] = nested
+    with pytest.raises(UserError, match="n_layer"):
+        import_nanogpt(save(content))
+    pairs = b"K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))  # as a key, which is hashed
+    with pytest.raises(UserError, match="other keys than numbers and texts"):
+        read_pickle(b"\x80\x02}" + pairs + b"Ns.")
 
 
 def rewritten(path, change, compression=zipfile.ZIP_STORED):
@@ -422,6 +450,10 @@ def test_a_meta_file_of_other_values_or_none_is_one_line(tmp_path, save, capsys)
         (tmp_path / "meta.pkl").write_bytes(data)
         with pytest.raises(UserError, match=r"meta\.pkl: not the characters"):
             read_meta(tmp_path / "meta.pkl")
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "fifo.pkl")
+        with pytest.raises(UserError, match=r"fifo\.pkl: not the characters .* not a regular file"):
+            read_meta(tmp_path / "fifo.pkl")
     with pytest.raises(UserError, match=r"nowhere\.pkl: cannot be read: No such file"):
         read_meta(tmp_path / "nowhere.pkl")
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(character_vocabulary("".join(map(chr, range(50, 90))))))

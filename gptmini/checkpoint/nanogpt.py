@@ -1,11 +1,16 @@
 """A nanoGPT checkpoint read as a GPT, with the vocabulary of a character model.
 
-The checkpoint is a zip file of a pickle and of raw tensors. `plain_pickle` reads the one and this file the
-others, no further than the file is long: nothing in it is executed.
+The checkpoint is a zip file of a pickle and of raw tensors. Nothing in it is executed, and reading allocates
+a small multiple of the file's size at most.
 """
 
+# torch.load(weights_only=True) bounds nothing: a pickle of 50 bytes makes it fill a bytearray of any length,
+# and with mmap=True a tensor that is longer than its record gets the bytes of the next one, without an error.
+
+import os
 import re
 import zipfile
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from gptmini.checkpoint.gpt2_directory import build_model, only_finite, save
 from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameters_from_gpt2
-from gptmini.checkpoint.plain_pickle import Name, read_pickle
-from gptmini.checkpoint.safetensors_io import printable
+from gptmini.checkpoint.plain_pickle import Name, read_pickle, refuse
+from gptmini.checkpoint.safetensors_io import open_regular, printable
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer, load_gpt2
 from gptmini.errors import DamagedError, UserError, read_error
 from gptmini.model import GPT
@@ -39,7 +44,7 @@ def convert_nanogpt(source: Path, target: Path, meta: Path | None = None) -> lis
     a character model is in its meta.pkl: `meta`, or else where nanoGPT puts it, beside the checkpoint or in
     data/DATASET.
     """
-    model, dataset = _read_checkpoint(source)
+    model, dataset = read_nanogpt(source)
     difference, deviation = gelu_difference(model)
     notes = [
         f"{target}: written",
@@ -67,41 +72,12 @@ def convert_nanogpt(source: Path, target: Path, meta: Path | None = None) -> lis
     return notes
 
 
-def import_nanogpt(path: Path) -> GPT:
-    """The model in a nanoGPT checkpoint, in eval mode.
+def read_nanogpt(path: Path) -> tuple[GPT, str]:
+    """The model in a nanoGPT checkpoint, in eval mode, and the name of the dataset that it was trained on.
 
     Rows of the embedding that pad GPT-2's vocabulary to 50,304 are dropped: no token has these ids. Raises
-    UserError, one line, for whatever is not such a checkpoint.
+    UserError for whatever is not such a checkpoint, DamagedError for weights that are NaN or infinite.
     """
-    return _read_checkpoint(path)[0]
-
-
-def read_meta(path: Path) -> Tokenizer:
-    """The characters in the meta.pkl of one of nanoGPT's character datasets.
-
-    They have no end of text: as in nanoGPT's sample.py, a text without a prompt starts from a line break.
-    """
-    what = f"{path}: not the characters of a nanoGPT dataset"
-    try:
-        if path.stat().st_size > _MAX_META_BYTES:
-            raise UserError("it is too long")
-        content = read_pickle(path.read_bytes())
-    except OSError as error:
-        raise read_error(path, error) from None
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from None
-    found = content.get("itos") if isinstance(content, dict) else None
-    characters: list[Any] = [found.get(i) for i in range(len(found))] if isinstance(found, dict) else []
-    is_text = all(isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in characters)
-    if not characters or not is_text or len({*characters}) < len(characters):
-        raise UserError(f"{what}: its itos must give each id from 0 up a character")
-    tokenizer = CharTokenizer(characters, special_tokens=(), end_of_text=None)
-    tokenizer.first_token = characters.index("\n") if "\n" in characters else None
-    return tokenizer
-
-
-def _read_checkpoint(path: Path) -> tuple[GPT, str]:
-    """The model, and the name of the dataset that it was trained on."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -120,12 +96,37 @@ def _read_checkpoint(path: Path) -> tuple[GPT, str]:
         ) from None
 
 
+def read_meta(path: Path) -> Tokenizer:
+    """The characters in the meta.pkl of one of nanoGPT's character datasets.
+
+    They have no end of text: as in nanoGPT's sample.py, a text without a prompt starts from a line break.
+    """
+    what = f"{path}: not the characters of a nanoGPT dataset"
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_META_BYTES:
+                raise UserError("it is too long")
+            content = read_pickle(file.read())
+    except OSError as error:
+        raise read_error(path, error) from None
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
+    found = content.get("itos") if isinstance(content, dict) else None
+    characters: list[Any] = [found.get(i) for i in range(len(found))] if isinstance(found, dict) else []
+    is_text = all(isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in characters)
+    if not characters or not is_text or len({*characters}) < len(characters):
+        raise UserError(f"{what}: its itos must give each id from 0 up a character")
+    tokenizer = CharTokenizer(characters, special_tokens=(), end_of_text=None)
+    tokenizer.first_token = characters.index("\n") if "\n" in characters else None
+    return tokenizer
+
+
 def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
-    # the pickle, in which each tensor is a record's name with a shape
     file_bytes = path.stat().st_size
     records = {info.filename.partition("/")[2]: info for info in archive.infolist()}  # all are in one folder
 
-    def read(name: str) -> bytes:
+    @cache  # many tensors may be views of one record
+    def read(name: str) -> bytearray:
         if name not in records:
             raise UserError(f"it has no record {printable(name)[:60]}")
         # torch.save compresses nothing; a record that would grow as it is read is nobody's weights
@@ -133,8 +134,9 @@ def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
         is_plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 0x61  # not encrypted
         if not is_plain or info.file_size > file_bytes:
             raise UserError(f"its record {printable(name)[:60]} is compressed or longer than the file")
-        return archive.read(info)
+        return bytearray(archive.read(info))
 
+    # the pickle, in which each tensor is a record's name with a shape
     content = read_pickle(read("data.pkl"), _call)
     content = content if isinstance(content, dict) else {}
     args, state, settings = (content.get(key) for key in ("model_args", "model", "config"))
@@ -168,7 +170,7 @@ def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
         raise UserError(f"its tensors would take {nbytes:,} bytes, and the file has {file_bytes:,}")
     tensors = {}
     for name, tensor in stored.items():
-        data = bytearray(read(f"data/{tensor.record}"))
+        data = read(f"data/{tensor.record}")
         last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
         if (last + 1) * tensor.dtype.itemsize > len(data):
             raise UserError(f"tensor {name[:80]} is larger than its record in the file")
@@ -180,7 +182,8 @@ def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
             values = values.T  # a Linear weight (out, in), which GPT-2's files hold as (in, out)
         tensors[name] = values
     model = build_model(config, only_finite(parameters_from_gpt2(tensors, config), path)).eval()
-    return model, str(settings.get("dataset")) if isinstance(settings, dict) else ""
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    return model, dataset if isinstance(dataset, str) else ""
 
 
 class _Stored(NamedTuple):
@@ -212,10 +215,7 @@ def _call(name: str, args: Any) -> Any:
                 return _Stored(record, dtype, offset, shape, stride) if dtype else None
         case "torch._utils._rebuild_parameter", (_Stored() as tensor, *_):
             return tensor
-    raise UserError(
-        f"it holds a {name or 'reference':.80}, which is no plain tensor or value, and is not read in any "
-        "other way"
-    )
+    return refuse(name or "reference")
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ class Name(NamedTuple):
     text: str
 
 
-def _refuse(name: str, args: Any = None) -> Any:
+def refuse(name: str, args: object = None) -> Any:
+    """Raise UserError, whatever is called."""
     raise UserError(f"it holds a {name:.80}, which is no plain value, and is not read in any other way")
 
 
@@ -28,7 +29,7 @@ _NEW: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def read_pickle(data: bytes, call: Callable[[str, Any], Any] = _refuse) -> Any:
+def read_pickle(data: bytes | bytearray, call: Callable[[str, Any], Any] = refuse) -> Any:
     """The value in a pickle of protocol 2 or later, in memory of the order of its length.
 
     `call(name, args)` answers where the pickle calls a class or function; a persistent id comes as a call of
@@ -42,7 +43,7 @@ def read_pickle(data: bytes, call: Callable[[str, Any], Any] = _refuse) -> Any:
         raise UserError(f"it is no pickle, or damaged ({type(error).__name__}: {error!s:.100})") from None
 
 
-def _run(data: bytes, call: Callable[[str, Any], Any]) -> Any:
+def _run(data: bytes | bytearray, call: Callable[[str, Any], Any]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []  # how long the stack was at each open MARK
     memo: dict[int, Any] = {}
@@ -67,6 +68,8 @@ def _run(data: bytes, call: Callable[[str, Any], Any]) -> Any:
             stack.append(tuple(pop(int(name[5:]) if name[5:] else None)))
         elif name in ("SETITEM", "SETITEMS"):
             items = pop(2 if name == "SETITEM" else None)
+            if not {*map(type, items[::2])} <= {int, str}:  # the hash of nested tuples may take for ever
+                refuse("dict with other keys than numbers and texts")
             dict.update(stack[-1], zip(items[::2], items[1::2], strict=True))
         elif name in ("APPEND", "APPENDS"):
             items = pop(1 if name == "APPEND" else None)
@@ -87,5 +90,5 @@ def _run(data: bytes, call: Callable[[str, Any], Any]) -> Any:
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            _refuse(f"pickle instruction {name}")
+            refuse(f"pickle instruction {name}")
     raise ValueError("no end")
