@@ -86,7 +86,7 @@ def read_gpt2(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
     return config, read()
 
 
-def only_finite(parameters: Iterable[tuple[str, Tensor]], source: Path) -> Iterator[tuple[str, Tensor]]:
+def only_finite(parameters: Iterable[tuple[str, Tensor]], source: object) -> Iterator[tuple[str, Tensor]]:
     """The same parameters; DamagedError, naming `source`, at the first that is NaN or infinite somewhere."""
     for name, values in parameters:
         if not torch.stack(values.aminmax()).isfinite().all():  # takes no memory, as isfinite() would

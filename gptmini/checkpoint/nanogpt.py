@@ -101,21 +101,22 @@ def read_meta(path: Path) -> Tokenizer:
 
     They have no end of text: as in nanoGPT's sample.py, a text without a prompt starts from a line break.
     """
-    what = f"{path}: not the characters of a nanoGPT dataset"
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > _MAX_META_BYTES:
                 raise UserError("it is too long")
             content = read_pickle(file.read())
+        found = content.get("itos") if isinstance(content, dict) else None
+        characters: list[Any] = [found.get(i) for i in range(len(found))] if isinstance(found, dict) else []
+        is_text = all(
+            isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in characters
+        )
+        if not characters or not is_text or len({*characters}) < len(characters):
+            raise UserError("its itos must give each id from 0 up a character")
     except OSError as error:
         raise read_error(path, error) from None
     except ValueError as error:
-        raise UserError(f"{what}: {error}") from None
-    found = content.get("itos") if isinstance(content, dict) else None
-    characters: list[Any] = [found.get(i) for i in range(len(found))] if isinstance(found, dict) else []
-    is_text = all(isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in characters)
-    if not characters or not is_text or len({*characters}) < len(characters):
-        raise UserError(f"{what}: its itos must give each id from 0 up a character")
+        raise UserError(f"{path}: not the characters of a nanoGPT dataset: {error}") from None
     tokenizer = CharTokenizer(characters, special_tokens=(), end_of_text=None)
     tokenizer.first_token = characters.index("\n") if "\n" in characters else None
     return tokenizer
@@ -131,8 +132,8 @@ def _build(archive: zipfile.ZipFile, path: Path) -> tuple[GPT, str]:
             raise UserError(f"it has no record {printable(name)[:60]}")
         # torch.save compresses nothing; a record that would grow as it is read is nobody's weights
         info = records[name]
-        is_plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 0x61  # not encrypted
-        if not is_plain or info.file_size > file_bytes:
+        is_encrypted = info.flag_bits & 1
+        if info.compress_type != zipfile.ZIP_STORED or is_encrypted or info.file_size > file_bytes:
             raise UserError(f"its record {printable(name)[:60]} is compressed or longer than the file")
         return bytearray(archive.read(info))
 
