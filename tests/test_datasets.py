@@ -3,6 +3,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -48,7 +49,7 @@ def test_an_error_of_the_machine_leaves_no_module_out(tmp_path, monkeypatch):
 
 
 def test_python_docs_come_in_an_order_that_their_text_decides():
-    digests = [hashlib.sha256(text).digest() for _, (text,) in python_docs()]
+    digests = [hashlib.sha256(b"".join(document.blocks)).digest() for document in python_docs()]
     assert digests == sorted(digests)
     corpus = open_corpus("python-docs")
     assert corpus.python_version == ".".join(map(str, sys.version_info[:3]))
@@ -140,6 +141,13 @@ def test_a_named_corpus_is_downloaded_once(server, offer, on_hub):
     offer(b"some text", on_hub=on_hub)
     assert texts(open_corpus("served")) == texts(open_corpus("served")) == [b"some text"]
     assert server.ranges == [None]
+
+
+def test_the_cache_folder_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("GPTMINI_CACHE_DIR", os.path.join("~", "cache"))
+    assert cache_folder() == tmp_path / "cache"
 
 
 @on_hub

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,25 @@ def test_an_odd_path_is_no_such_file(entry):
 
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
     make(tmp_path, "a.txt", "sub/b.txt")
-    scandir = os.scandir
 
-    def denied(path):
-        if Path(path) == tmp_path / "sub":
+    def denied(function, path):
+        if Path(path) == folder:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scandir(path)
+        return function(path)
 
-    monkeypatch.setattr(os, "scandir", denied)
-    with pytest.raises(UserError, match=r"sub: cannot be read: Permission denied"):
-        find_files(str(tmp_path), "data.corpus")
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, partial(denied, getattr(os, name)))
+    for folder in (tmp_path / "sub", tmp_path):
+        with pytest.raises(UserError, match=rf"{folder}: cannot be read: Permission denied"):
+            find_files(str(tmp_path), "data.corpus")
+
+
+def test_a_page_that_cannot_be_read_is_one_line_as_other_files_are(tmp_path, monkeypatch):
+    make(tmp_path, "a.html")
+
+    def denied(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match=r"a\.html: cannot be read: Permission denied"):
+        texts(open_corpus(str(tmp_path)))

@@ -158,6 +158,13 @@ def gpt2_directory(folder, change):
     return folder / "gpt2"
 
 
+def test_a_model_without_a_run_says_what_it_lacks(folder, evaluate):
+    directory = gpt2_directory(folder, dict)
+    assert "no config.yaml of a run beside it: name a text by --corpus" in evaluate(directory, code=2)
+    message = evaluate(directory, "--corpus", "text.txt", "--memorization", code=2)
+    assert "no config.yaml of a run beside it: --memorization needs its training text" in message
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(torch.nan, "ln_1.bias holds NaN or inf"), (3e38, "the loss is (nan|-?inf), as its")],

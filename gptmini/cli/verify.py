@@ -97,7 +97,7 @@ def _check_tokens(store: CheckpointStore) -> str:
     """Check the token files that the run was trained on: all of them are read when they are opened."""
     config, state = _load_config(store), store.newest_state()
     tokenizer = store.read_best(load_tokenizer) if state else None
-    data = find_prepared(config.data, tokenizer) if tokenizer else None
-    if state is None or data is None or data.digest != state.data_digest:
+    data = find_prepared(config.data, tokenizer, state.data_digest) if state and tokenizer else None
+    if data is None:
         return "not in the cache, or the text has changed: a resume prepares and compares it again"
     return f"whole, {len(data.train):,} of training and {len(data.val):,} of validation"

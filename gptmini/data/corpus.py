@@ -6,7 +6,6 @@ A corpus is a sequence of documents, and a document is UTF-8 bytes. Neither is e
 
 import codecs
 import hashlib
-import itertools
 import os
 import platform
 import re
@@ -15,23 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gptmini.data.datasets import NAMED, open_named
-from gptmini.data.documents import (
-    STANDARD_INPUT,
-    Document,
-    WholeFile,
-    read_documents,
-    read_standard_input,
-)
-from gptmini.data.file_formats import describe_format
+from gptmini.data.documents import STANDARD_INPUT, Document, read_documents, read_standard_input
 from gptmini.data.find_files import find_files
 from gptmini.data.python_docs import PYTHON_DOCS
 from gptmini.errors import UserError
+from gptmini.paths import expand_home
 from gptmini.schema import did_you_mean
 
 CHUNK_BYTES = 1 << 18  # 256 KiB
@@ -111,13 +103,7 @@ class Corpus:
         place, they end between two characters.) Documents without text are left out.
         """
         for read in self.sources:
-            for document in read():
-                (source, blocks), other_format = document, None
-                if isinstance(document, WholeFile):
-                    rest = iter(blocks)
-                    first = next(rest, b"")
-                    blocks = itertools.chain([first], rest)
-                    other_format = describe_format(first[:4096])
+            for source, blocks, other_format in read():
                 if self.errors != "strict":
                     if other_format:
                         raise UserError(f"{source}: seems to be {other_format}")
@@ -167,7 +153,7 @@ def open_corpus(
     """
     entries = (corpus,) if isinstance(corpus, str) else corpus
     sources: dict[object, Callable[[], Iterable[Document]]] = {}  # by name or path: nothing is read twice
-    for entry in entries:
+    for entry in map(expand_home, entries):
         if entry == STANDARD_INPUT:
             sources[entry] = read_standard_input
         elif entry in NAMED:
@@ -179,9 +165,9 @@ def open_corpus(
                     f"{key} = {entry}: no such file or folder, and no corpus of that name"
                     f"{did_you_mean(entry, NAMED)} (named corpora: {', '.join(NAMED)})"
                 )
-            named = files == [Path(os.path.expanduser(entry))]
             for path in files:
-                sources[os.path.realpath(path)] = partial(read_documents, path, text_field, named)
+                read = partial(read_documents, path, text_field, named=os.path.isfile(entry))
+                sources[os.path.realpath(path)] = read
     return Corpus(
         name=", ".join(entries),
         key=key,

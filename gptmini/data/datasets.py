@@ -17,6 +17,7 @@ from pathlib import Path
 from gptmini.data.documents import BLOCK_BYTES, Document, read_documents, split_documents
 from gptmini.data.python_docs import PYTHON_DOCS, python_docs
 from gptmini.errors import UserError
+from gptmini.paths import path_argument
 
 # Files on the Hugging Face Hub: its own library downloads them, and resumes when the connection breaks.
 _HUB_URL = re.compile(r"https://huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -96,9 +97,9 @@ def open_named(name: str) -> Callable[[], Iterable[Document]]:
     return partial(read_documents, path, "text")
 
 
-def is_downloaded(name: str) -> bool:
-    """Whether a named corpus can be read without a download."""
-    return not NAMED[name].url or _find(NAMED[name]) is not None
+def needs_download(name: str) -> bool:
+    """Whether this is a named corpus that is not in the cache folder yet."""
+    return name in NAMED and bool(NAMED[name].url) and _find(NAMED[name]) is None
 
 
 def list_named() -> str:
@@ -113,7 +114,7 @@ def list_named() -> str:
 def cache_folder() -> Path:
     """Where downloads and token files are kept: GPTMINI_CACHE_DIR, or the user's cache folder."""
     if folder := os.environ.get("GPTMINI_CACHE_DIR"):
-        return Path(folder)
+        return path_argument(folder)
     import pooch  # takes a moment to import, and most runs do not need it
 
     return Path(pooch.os_cache("gptmini"))

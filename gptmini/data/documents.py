@@ -34,10 +34,7 @@ class Document(NamedTuple):
 
     source: str  # where it comes from, for error messages
     blocks: Iterable[bytes]  # should be UTF-8, which nobody has checked yet
-
-
-class WholeFile(Document):
-    """A file as it is, which may be of a format that is no text."""
+    other_format: str | None = None  # what it seems to be, if it is no text
 
 
 def read_documents(path: Path, text_field: str, named: bool = True) -> Iterator[Document]:
@@ -54,13 +51,18 @@ def read_documents(path: Path, text_field: str, named: bool = True) -> Iterator[
     elif suffix == ".json":
         yield from _json_file(path, text_field, named)
     else:
-        yield WholeFile(str(path), read_blocks(path))
+        yield _whole_file(str(path), read_blocks(path))
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
     """A file's bytes, those of a .gz unpacked. Raises UserError or OSError where it cannot be read."""
     with _open(path) as file:
         yield from iter(partial(file.read, BLOCK_BYTES), b"")
+
+
+def _whole_file(source: str, blocks: Iterator[bytes]) -> Document:
+    first = next(blocks, b"")
+    return Document(source, itertools.chain([first], blocks), describe_format(first[:4096]))
 
 
 def split_documents(path: Path, separator: bytes) -> Iterator[Document]:
@@ -80,15 +82,14 @@ def read_standard_input() -> Iterator[Document]:
     file = _standard_input()
 
     def blocks() -> Iterator[bytes]:
-        for position in itertools.count(0, BLOCK_BYTES):
-            with _errors_name("standard input"):
+        with _errors_name("standard input"):
+            for position in itertools.count(0, BLOCK_BYTES):
                 file.seek(position)  # another reader may have moved it
-                block = file.read(BLOCK_BYTES)
-            if not block:
-                return
-            yield block
+                if not (block := file.read(BLOCK_BYTES)):
+                    return
+                yield block
 
-    yield WholeFile("standard input", blocks())
+    yield _whole_file("standard input", blocks())
 
 
 @cache
@@ -180,7 +181,7 @@ def _json_file(path: Path, text_field: str, named: bool) -> Iterator[Document]:
     elif named or (isinstance(value, dict) and text_field in value):
         yield Document(str(path), [_json_text(value, str(path), text_field)])
     else:
-        yield WholeFile(str(path), [data])
+        yield _whole_file(str(path), iter([data]))
 
 
 def _parse_json(data: bytes, location: str, what: str = "JSON") -> Any:
@@ -210,18 +211,25 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
     number = 0
     try:
         with _errors_name(path), pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            if text_field not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
+            schema = file.schema_arrow
+            if text_field not in schema.names:
+                names = ", ".join(schema.names)
                 raise UserError(f"{path}: has no column {text_field}: it has {names:.200}")
+            kind = schema.types[schema.names.index(text_field)]
+            try:
+                pyarrow.nulls(0, kind).cast("large_binary")
+            except (NotImplementedError, ValueError):
+                raise UserError(f"{path}: the column {text_field} is of type {kind}, not text") from None
             for group in range(file.num_row_groups):
                 # a few rows at a time, as a row group can be larger than memory
                 rows = _rows_at_a_time(file.metadata.row_group(group), text_field, path)
                 for batch in file.iter_batches(rows, [group], [text_field], use_threads=False):
-                    for text in _column_bytes(batch.column(0), text_field, path):
+                    for text in batch.column(0).cast("large_binary"):  # as a string might be no UTF-8
                         number += 1
-                        if text is None:
+                        if not text.is_valid:
                             raise UserError(f"{path}, row {number}: has no text in the column {text_field}")
-                        yield Document(f"{path}, row {number}", [text])
+                        _check_length(text.as_buffer().size, f"{path}: a row")
+                        yield Document(f"{path}, row {number}", [text.as_py()])
     except pyarrow.ArrowException as error:
         raise read_error(path, error) from None
 
@@ -233,17 +241,3 @@ def _rows_at_a_time(group: Any, text_field: str, path: Path) -> int:
     mean = size // max(1, group.num_rows)
     _check_length(mean, f"{path}: a row")
     return min(max(1, BATCH_BYTES // max(1, mean)), 32)
-
-
-def _column_bytes(column: Any, text_field: str, path: Path) -> list[bytes | None]:
-    """The bytes of a column of texts, whether they are UTF-8 or not."""
-    import pyarrow
-    import pyarrow.compute
-
-    try:
-        texts = column.cast(pyarrow.large_binary())
-    except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowInvalid):
-        raise UserError(f"{path}: the column {text_field} is of type {column.type}, not text") from None
-    _check_length(pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0, f"{path}: a row")
-    values: list[bytes | None] = texts.to_pylist()
-    return values

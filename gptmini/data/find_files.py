@@ -5,6 +5,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from gptmini.data.documents import STANDARD_INPUT, format_suffix
@@ -38,24 +39,24 @@ def find_files(entry: str, key: str) -> list[Path]:
     Folders are searched as `walk` does for TEXT_SUFFIXES (with or without .gz). Raises UserError for a folder
     without text, a glob without match, and what is no file.
     """
-    path = Path(os.path.expanduser(entry))
+    path = Path(entry)
     if os.path.isdir(path):
+        files = [folder / name for folder, names in walk(path) for name in names]
         if _is_no_corpus(os.listdir(path)):
             raise UserError(
                 f"{key} = {entry}: this folder is a run, a model or a cache, which are left out of a corpus; "
                 "name the files in it that you want"
             )
-        files = [folder / name for folder, names in walk(path) for name in names]
-        files = [file for file in files if format_suffix(file) in TEXT_SUFFIXES and not _is_report(file)]
+        files = [file for file in files if format_suffix(file) in TEXT_SUFFIXES]
         # not pipes and devices; reading a broken link says what is wrong with it
-        if not (files := [file for file in files if os.path.isfile(file) or not os.path.exists(file)]):
+        files = [file for file in files if os.path.isfile(file) or not os.path.exists(file)]
+        if not (files := [file for file in files if not _is_report(file)]):
             raise UserError(
                 f"{key} = {entry}: this folder holds no text file; the suffixes read from a folder are "
                 f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
             )
         return sorted(files)
-    is_broken_link = os.path.islink(path) and not os.path.exists(path)
-    if os.path.isfile(path) or is_broken_link:  # reading the link says what is wrong with it
+    if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):  # a broken link, as above
         return [path]
     if os.path.exists(path):
         raise UserError(
@@ -111,10 +112,10 @@ def _match(pattern: Path) -> Iterator[Path]:
 
 def _is_report(file: Path) -> bool:
     """Whether a file is a page that gptmini wrote."""
-    if file.suffix != ".html" or not file.is_file():
-        return False
-    with open(file, "rb") as page:
-        return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is not None
+    if file.suffix == ".html":
+        with suppress(OSError), open(file, "rb") as page:  # reading it later says what is wrong
+            return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is not None
+    return False
 
 
 def _is_no_corpus(names: list[str]) -> bool:

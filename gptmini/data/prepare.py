@@ -10,6 +10,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from gptmini import atomic_io
 from gptmini.config import DataConfig, TokenizerConfig
 from gptmini.data import token_cache
 from gptmini.data.corpus import Chunk, Contents, Corpus, character_boundary, open_corpus
-from gptmini.data.datasets import NAMED, is_downloaded
+from gptmini.data.datasets import needs_download
 from gptmini.data.dedup import ParagraphDeduplicator
 from gptmini.data.documents import STANDARD_INPUT
 from gptmini.data.python_docs import PYTHON_DOCS
@@ -91,13 +92,13 @@ def prepare_corpus(
     found = token_cache.find_or_make(folder, open_token_files, write, quiet)
 
     # both splits must fill a window: context_length inputs and one more token for the last target
-    for name, tokens in (("training", found.train), ("validation", found.val)):
+    val_corpus, advice = corpus, " or another data.val_fraction"
+    if isinstance(validation, Corpus):
+        val_corpus, advice = validation, ""
+    for name, tokens, source in (("training", found.train, corpus), ("validation", found.val, val_corpus)):
         if len(tokens) < context_length + 1:
             repeated = found.meta.repeated_bytes if name == "validation" else 0
             left_out = f" ({repeated:,} bytes that also occur in the training text were left out)"
-            source, advice = corpus, " or another data.val_fraction"
-            if isinstance(validation, Corpus):
-                source, advice = (validation if name == "validation" else corpus), ""
             raise UserError(
                 f"{source.key} = {source.name}: the {name} split has {len(tokens):,} tokens"
                 f"{left_out if repeated else ''}, but one window needs model.context_length + 1 = "
@@ -118,15 +119,17 @@ def _find_or_build_tokenizer(config: TokenizerConfig, split: "_Split", quiet: bo
     return token_cache.find_or_make(folder, token_cache.open_tokenizer, make, quiet)
 
 
-def find_prepared(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> TokenData | None:
-    """What `prepare` has made of this corpus before, or None; nothing is tokenized, downloaded or written.
+def find_prepared(
+    data: DataConfig, tokenizer: TokenizerConfig | Tokenizer, trained_on: str | None = None
+) -> TokenData | None:
+    """What `prepare` has made of this corpus before; nothing is tokenized, downloaded or written.
 
-    The text is read once for its digest, as it may have changed. Standard input is not read. Raises
-    DamagedError where the files are not what was written.
+    None where there is nothing, or not what a run was `trained_on`. The text is read once for its digest, as
+    it may have changed. Standard input is not read. Raises DamagedError where the files are not what was
+    written.
     """
-    if STANDARD_INPUT in (names := corpus_names(data)):
-        return None
-    if any(name in NAMED and not is_downloaded(name) for name in names):
+    names = corpus_names(data)
+    if STANDARD_INPUT in names or any(map(needs_download, names)):
         return None
     try:
         split = _split(*_open(data))
@@ -140,7 +143,8 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig | Tokenizer) -> T
     except UserError:  # no such text, or no such folder of a tokenizer
         return None
     folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
-    return open_token_files(folder) if folder.exists() else None
+    found = open_token_files(folder) if folder.exists() else None
+    return None if found and trained_on not in (None, found.digest) else found
 
 
 def corpus_names(data: DataConfig) -> list[str]:
@@ -196,11 +200,11 @@ def _split(corpus: Corpus, validation: float | Corpus) -> _Split:
     contents = corpus.contents
     total = contents.total_bytes
     if isinstance(validation, Corpus):
-        both = Corpus(
-            f"{corpus.name}, validation: {validation.name}",
-            corpus.sources + validation.sources,
-            corpus.errors,
-            corpus.python_version or validation.python_version,
+        both = replace(
+            corpus,
+            name=f"{corpus.name}, validation: {validation.name}",
+            sources=corpus.sources + validation.sources,
+            python_version=corpus.python_version or validation.python_version,
         )
         return _Split(both, train_bytes=total, between_documents=True)
     boundary = int(total * (1 - validation))

@@ -57,9 +57,8 @@ def find_or_make(
     the folder cannot be read or written; nothing is removed then, as it may be whole.
     """
     try:
-        with suppress(DamagedError):
-            if folder.exists():
-                return open_folder(folder)
+        with suppress(DamagedError):  # or not there yet
+            return open_folder(folder)
         with _exclusive(folder.parent, quiet):
             if folder.exists():  # made meanwhile, or damaged
                 try:

@@ -1,7 +1,6 @@
 """evaluate(model, tokenizer, text): how well a model predicts a text."""
 
 import math
-import os
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from gptmini.errors import DamagedError, UserError
 from gptmini.generation.prompts import whole_number
 from gptmini.memory import explain_shortage
 from gptmini.model import GPT
+from gptmini.paths import path_argument
 from gptmini.training.loss import Evaluation, evaluate_batches
 from gptmini.training.runtime import Runtime
 
@@ -80,5 +80,5 @@ def _encode(text: str | Path, tokenizer: Tokenizer) -> np.ndarray:
         return np.array(tokenizer.encode(text), dtype=np.int64)
     if not isinstance(text, Path):
         raise UserError(f"evaluate takes a text (str) or a file (pathlib.Path), not {type(text).__name__}")
-    path = Path(os.path.expanduser(text))
-    return encode_corpus(Corpus(str(text), (partial(read_documents, path, "text"),)), tokenizer)
+    read = partial(read_documents, path_argument(text), "text")
+    return encode_corpus(Corpus(str(text), (read,)), tokenizer)

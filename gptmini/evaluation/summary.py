@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from gptmini.checkpoint.store import CheckpointStore, load_model
 from gptmini.config import DataConfig, RuntimeConfig, load_config
@@ -43,20 +43,19 @@ def evaluate_checkpoint(
     if tokenizer is None:
         raise UserError(f"{checkpoint}: holds no tokenizer, so it cannot read a text")
     length = model.config.context_length
-    run = _find_run(checkpoint)
+    settings, trained_on = _find_run_data(checkpoint)
 
     # The run's own text is what baselines are trained on; for another text it is used if it is at hand.
     data: TokenData | None = None
     if corpus is None or memorization:
-        if run is None:
-            raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: name a text by --corpus")
-        data = prepare(run.data, tokenizer, length, trained_on=run.trained_on)
-    elif run is not None:
-        data = find_prepared(run.data, tokenizer)
-        if data is not None and run.trained_on not in (None, data.digest):
-            data = None
+        if settings is None:
+            advice = "--memorization needs its training text" if memorization else "name a text by --corpus"
+            raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: {advice}")
+        data = prepare(settings, tokenizer, length, trained_on=trained_on)
+    elif settings is not None:
+        data = find_prepared(settings, tokenizer, trained_on)
     if corpus is not None:
-        settings = run.data if run else DataConfig()
+        settings = settings or DataConfig()
         opened = open_corpus(tuple(corpus), settings.text_field, settings.errors, key="--corpus")
         tokens: TokenStream = encode_corpus(opened, tokenizer)
         if len(tokens) < 2:
@@ -83,22 +82,14 @@ def evaluate_checkpoint(
         yield from _memorization_lines(model, data)
 
 
-class _Run(NamedTuple):
-    """The text of the run that a checkpoint belongs to."""
-
-    data: DataConfig
-    trained_on: str | None  # the digest of its tokens
-
-
-def _find_run(checkpoint: str) -> _Run | None:
-    """The run of a checkpoint, which may be the run folder itself."""
+def _find_run_data(checkpoint: str) -> tuple[DataConfig | None, str | None]:
+    """What names the text of a checkpoint's run, and the digest of its tokens, as far as there is a run."""
     path = Path(checkpoint)
-    for folder in (path, path.resolve().parent.parent):
+    for folder in (path, path.resolve().parent.parent):  # the run folder itself, or one of its steps
         if (folder / "config.yaml").is_file():
             state = CheckpointStore(folder, keep=1).newest_state()
-            digest = state.data_digest if state else None
-            return _Run(load_config(folder / "config.yaml").data, digest)
-    return None
+            return load_config(folder / "config.yaml").data, state.data_digest if state else None
+    return None, None
 
 
 def _window_lines(found: WindowLosses, length: int) -> Iterator[str]:

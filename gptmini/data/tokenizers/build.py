@@ -26,7 +26,7 @@ def build_tokenizer(config: TokenizerConfig, corpus: Corpus, train_bytes: int | 
     """
     if config.folder is not None:
         try:
-            return _read_byte_pairs(Path(config.folder).expanduser(), config.kind)
+            return _read_byte_pairs(Path(config.folder), config.kind)
         except UserError as error:
             raise UserError(f"tokenizer.folder = {error}") from None
     if config.kind == "gpt2":

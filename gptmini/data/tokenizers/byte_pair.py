@@ -113,9 +113,8 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         """
         end = END_OF_TEXT.encode()
         joined = b"".join(chunk.data + end for chunk in chunks)
-        whole = all(chunk.ends_document for chunk in chunks)
         # one by one if a document continues in the next batch or is no text, or if one contains <|endoftext|>
-        whole = whole and not any(chunk.other_format for chunk in chunks)
+        whole = all(chunk.ends_document and not chunk.other_format for chunk in chunks)
         if not (self.merges and whole) or joined.count(end) > len(chunks):
             return super().encode_chunks(chunks)
         try:
