@@ -32,7 +32,7 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     """
     if path.exists() and not path.is_file():  # such as /dev/null, which root could replace
         raise OSError(errno.EINVAL, "is no file that could be replaced", str(path))
-    with _deleted_on_failure(_temporary_name(path)) as temporary:
+    with deleted_on_failure(_temporary_name(path)) as temporary:
         create_file(temporary, data, shown_path=path)
         with _errors_name_path(path):  # readers see the old file or the new one, never a mixture
             os.replace(temporary, path)
@@ -68,7 +68,7 @@ def new_file(path: Path) -> Iterator[Path]:
     not whole. What a killed process left of the same file is removed first. Raises OSError naming `path`.
     """
     clean_leftovers(path.parent, re.escape(path.name[:40]))
-    with _deleted_on_failure(_temporary_name(path)) as temporary:
+    with deleted_on_failure(_temporary_name(path)) as temporary:
         try:
             yield temporary
         except DamagedError:
@@ -96,7 +96,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
-    with _deleted_on_failure(_temporary_name(path)) as temporary:
+    with deleted_on_failure(_temporary_name(path)) as temporary:
         with _errors_name_path(path):
             os.mkdir(temporary)
         with _errors_name_path(path, temporary):
@@ -274,7 +274,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def _deleted_on_failure(path: Path) -> Iterator[Path]:
+def deleted_on_failure(path: Path) -> Iterator[Path]:
     """Yields `path`; what stands there when the block fails, or a signal ends the process, is deleted."""
 
     def delete_and_end(number: int, frame: FrameType | None) -> None:

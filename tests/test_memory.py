@@ -161,6 +161,26 @@ def test_a_resumed_run_keeps_the_size_that_was_found(config, tmp_path, little_me
     assert saved == whole[0] == 3
 
 
+def test_a_size_that_was_found_for_another_batch_is_found_anew(config, tmp_path, little_memory):
+    little_memory(4)
+    assert trained(config, tmp_path)[0] == 3
+    changed = {**config, "train": {**config["train"], "batch_size": 8, "max_steps": 5}}
+    gptmini.train(changed, resume=True, quiet=True)
+    assert gptmini.load_config(tmp_path / "run/config.yaml").train.micro_batch_size == 4
+
+
+def test_the_dry_run_before_some_minutes_more_finds_a_size_too(config, tmp_path, little_memory, monkeypatch):
+    little_memory(4)
+    trained(config, tmp_path)
+    sizes = []
+    real = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self: sizes.append(self.micro_batch_size) or real(self))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["train", str(path), "--resume", "--minutes", "0.0001", "--quiet"]) == 0
+    assert set(sizes) == {3}
+
+
 def test_where_nothing_fits_auto_says_what_to_lower(config, little_memory):
     little_memory(0)
     with pytest.raises(OutOfMemoryError, match=r"with one sequence per forward pass: lower model\.n_embd"):

@@ -18,13 +18,14 @@ from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, GPTConfig, dump_config, load_config
 from gptmini.data.corpus import open_corpus
 from gptmini.errors import UserError
-from gptmini.planning.throughput import EVALUATIONS, SAMPLES, dry_run, measure_throughput
-from gptmini.training.estimate import estimate
+from gptmini.planning.throughput import dry_run, measure_throughput
+from gptmini.training.estimate import estimate, halves
 from gptmini.training.initialize import build_model_and_data
 from gptmini.training.resume import refuse_used_folder, saved_tokenizer
 from gptmini.training.runtime import Runtime, start_runtime
 
 MINUTES = 5.0
+EVALUATIONS = 10  # per run, and half as many samples
 MEMORY_FRACTION = 0.4  # of the device's memory, for activations and logits
 BYTES_PER_TOKEN = 3  # roughly, of BPE at these vocabulary sizes
 
@@ -65,28 +66,27 @@ def choose_config(
     quiet: bool,
     started: float,
 ) -> Config:
-    """The config of `gptmini train` without a CONFIG.yaml; the dotted keys in `overrides` are not chosen.
+    """The config of `gptmini train` without a CONFIG.yaml, or with minutes for a run that is resumed.
 
-    The run is to end `minutes` (None: MINUTES) after `started`, a reading of time.monotonic. With `resume`,
-    the run's saved config is used; with both, it or the file at `path` gets as many steps more as fit. Raises
-    UserError for a corpus or an override that cannot be used.
+    The dotted keys in `overrides` are not chosen. A new run is to end `minutes` (None: MINUTES) after
+    `started`, a reading of time.monotonic; a resumed one keeps its config, with as many steps more as
+    `minutes` take. Raises UserError for a corpus or an override that cannot be used.
     """
     if minutes is not None and "train.max_steps" in overrides:
         raise UserError("--minutes and --train.max-steps were both given: leave one out")
-    given = load_config(path, overrides)
-    if minutes is not None and (path is not None or given.train.init_from is not None):
-        return extend_config(path, overrides, minutes, keep_intervals=True, quiet=quiet)
+    given, seconds = load_config(path, overrides), 60 * (minutes or MINUTES)
+    if path is not None or given.train.init_from is not None:
+        return extend_config(path, overrides, seconds, keep_intervals=True, quiet=quiet)
     chosen: dict[str, Any] = {"train.out_dir": _run_folder(given.data.corpus)}
     run_folder = Path((chosen | overrides)["train.out_dir"])
     store = CheckpointStore(run_folder, keep=1)
     saved = run_folder / "config.yaml"
-    if resume and saved.is_file() and (minutes is None or store.steps()):
-        if minutes is None:
-            return load_config(saved, overrides)
-        return extend_config(saved, overrides, minutes, keep_intervals=False, quiet=quiet)
+    if resume and minutes is None and saved.is_file():
+        return load_config(saved, overrides)
+    if resume and store.steps():
+        return extend_config(saved, overrides, seconds, keep_intervals=False, quiet=quiet)
     refuse_used_folder(store, resume)
     runtime = start_runtime(given.runtime)
-    seconds = 60 * (minutes or MINUTES)
 
     # 1. The size of the text. Training reads it once more, so that time is part of the budget.
     reading = time.monotonic()
@@ -108,9 +108,9 @@ def choose_config(
     warning = ""
     if "train.max_steps" not in overrides:
         model, data = build_model_and_data(config, runtime, quiet)
-        step_seconds, overhead_seconds = dry_run(config, runtime, model, data, seconds)
+        measured = dry_run(config, runtime, model, data, seconds)
         left = seconds - (time.monotonic() - started) - reading_seconds
-        steps = count_steps(left, step_seconds, overhead_seconds)
+        steps = count_steps(left, *measured)
         chosen |= choose_steps(steps)
         config = load_config(None, chosen | overrides)
         if steps < 1:
@@ -125,14 +125,9 @@ def choose_config(
 
 
 def extend_config(
-    path: str | Path | None,
-    overrides: dict[str, Any],
-    minutes: float,
-    *,
-    keep_intervals: bool,
-    quiet: bool,
+    path: str | Path | None, overrides: dict[str, Any], seconds: float, *, keep_intervals: bool, quiet: bool
 ) -> Config:
-    """The config of a run to resume, with as many steps more as can be trained in `minutes`.
+    """The config of a run to resume, with as many steps more as can be trained in `seconds`.
 
     Without `keep_intervals`, those of evaluating, sampling and logging are chosen for the new length.
     Raises UserError where there is nothing to resume.
@@ -140,35 +135,38 @@ def extend_config(
     config = load_config(path, overrides)
     store = CheckpointStore(Path(config.train.out_dir), keep=1)
     refuse_used_folder(store, resume=True)
-    if not store.steps():
+    steps = store.steps()
+    if not steps:
         raise UserError(
-            f"--minutes: {store.run_folder} has no checkpoint to continue, and this run has a size, so "
+            f"--minutes: {store.run_folder} has no checkpoint to continue; of a new run with a size, "
             "train.max_steps says how long it takes"
         )
     runtime = start_runtime(config.runtime)
     model, data = build_model_and_data(config, runtime, quiet, saved_tokenizer(store, config))
-    step_seconds, overhead_seconds = dry_run(config, runtime, model, data, 60 * minutes)
-    if keep_intervals:
-        overhead_seconds /= EVALUATIONS * config.train.eval_interval  # of each step
-        steps = int(60 * minutes / (step_seconds + overhead_seconds))
-    else:
-        steps = count_steps(60 * minutes, step_seconds, overhead_seconds)
-    max_steps = store.steps()[-1] + max(1, steps)
+    measured = dry_run(config, runtime, model, data, seconds)
+    more = count_steps(seconds, *measured, config.train.eval_interval if keep_intervals else None)
+    max_steps = steps[-1] + max(1, more)
     if not quiet:
         print(
-            f"{minutes:g} minutes more on {runtime}: train.max_steps was {config.train.max_steps} and is now "
-            f"{max_steps}; the learning rate follows its schedule over all of them, so where it had fallen "
-            "it rises again",
+            f"{seconds / 60:g} minutes more on {runtime}: train.max_steps was {config.train.max_steps} and "
+            f"is now {max_steps}; the learning rate follows its schedule over all of them, so where it had "
+            "fallen it rises again",
             flush=True,
         )
     chosen = {"train.max_steps": max_steps} if keep_intervals else choose_steps(max_steps)
     return load_config(path, chosen | overrides)
 
 
-def count_steps(seconds: float, step_seconds: float, overhead_seconds: float) -> int:
-    """How many steps fit into `seconds`; the overhead is that of EVALUATIONS, or of one at each step."""
-    with_all = (seconds - overhead_seconds) / step_seconds
-    return int(max(with_all, seconds / (step_seconds + overhead_seconds / EVALUATIONS)))
+def count_steps(
+    seconds: float, step_seconds: float, evaluation_seconds: float, eval_interval: int | None = None
+) -> int:
+    """How many steps fit into `seconds`, with an evaluation each `eval_interval` steps.
+
+    Without an interval: with EVALUATIONS of them, or one each step where there are fewer steps.
+    """
+    at_interval = seconds / (step_seconds + evaluation_seconds / (eval_interval or 1))
+    in_all = (seconds - EVALUATIONS * evaluation_seconds) / step_seconds
+    return int(at_interval if eval_interval else max(at_interval, in_all))
 
 
 def choose_size(
@@ -228,7 +226,7 @@ def choose_steps(max_steps: int) -> dict[str, Any]:
         "optim.warmup_steps": min(100, max_steps // 20),
         "train.max_steps": max_steps,
         "train.eval_interval": eval_interval,
-        "train.sample_interval": eval_interval * EVALUATIONS // SAMPLES,
+        "train.sample_interval": 2 * eval_interval,
         "train.log_interval": max(10, eval_interval // 5),
     }
 
@@ -252,14 +250,11 @@ def _micro_batch_size(config: Config, runtime: Runtime) -> int | None:
     if runtime.device.type == "cuda":
         memory = torch.cuda.get_device_properties(runtime.device).total_memory
     model = GPTConfig(vocab_size=config.tokenizer.vocab_size or 1, **config.model.model_dump())
-    size = config.train.batch_size
-    while True:
-        train = config.train.model_copy(update={"micro_batch_size": size})
-        config = config.model_copy(update={"train": train})
-        needed = estimate(config, model, None, runtime.precision).memory
-        if size % 2 == 1 or needed.activations + needed.logits <= MEMORY_FRACTION * memory:
-            return None if size == config.train.batch_size else size
-        size //= 2
+    for size in halves(config.train.batch_size):
+        needed = estimate(config, model, None, runtime.precision, micro_batch_size=size).memory
+        if needed.activations + needed.logits <= MEMORY_FRACTION * memory:
+            break
+    return None if size == config.train.batch_size else size
 
 
 def _run_folder(corpus: str | tuple[str, ...]) -> str:

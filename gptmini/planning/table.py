@@ -27,19 +27,17 @@ def describe(
     Hardware detection needs torch, so where `runtime.precision` is auto there is a memory column for each
     precision that it may become. Raises UserError where the ranks cannot share a batch.
     """
-    micro = micro_batch_size_per_rank(config.train, world_size)
-    data = find_prepared(config.data, config.tokenizer) if config.train.init_from is None else None
+    train = config.train
+    micro = micro_batch_size_per_rank(train, world_size)
+    data = find_prepared(config.data, config.tokenizer) if train.init_from is None else None
     vocab_size = data.meta.vocab_size if data else _expected_vocab_size(config)
     model = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
     corpus_tokens = data.meta.train_tokens if data else None
-    if config.train.micro_batch_size == "auto" and config.runtime.device in ("auto", "cpu"):
+    if train.micro_batch_size == "auto" and config.runtime.device in ("auto", "cpu"):
         micro = fitting_micro_batch_size(config, model, "fp32", world_size)
-        train = config.train.model_copy(update={"micro_batch_size": micro})
-        config = config.model_copy(update={"train": train})
-    train = config.train
 
     precisions = ("fp32", "bf16") if config.runtime.precision == "auto" else (config.runtime.precision,)
-    plans = {name: estimate(config, model, corpus_tokens, name, world_size) for name in precisions}
+    plans = {name: estimate(config, model, corpus_tokens, name, world_size, micro) for name in precisions}
     run = plans[precisions[0]]
     shape = f"{train.batch_size // (micro * world_size)} x {micro} sequences of {model.context_length:,}"
     estimated = "" if data else " (expected: the corpus has not been prepared yet)"
@@ -69,7 +67,7 @@ def _measure(config: Config, vocab_size: int, micro_batch_size: int, tokens: int
 
     runtime = start_runtime(config.runtime)
     batch_size = min(config.train.batch_size, 2 * micro_batch_size)
-    train = config.train.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
+    train = config.train.model_copy(update={"batch_size": batch_size})
     speed = measure_throughput(config.model_copy(update={"train": train}), vocab_size, runtime, seconds=5.0)
     yield str(runtime)
     yield _hours(tokens, speed)

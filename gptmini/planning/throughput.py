@@ -12,18 +12,17 @@ from gptmini.data.token_files import Meta, TokenData
 from gptmini.data.tokenizers import CharTokenizer
 from gptmini.model import GPT
 from gptmini.training.metrics import Metrics
+from gptmini.training.micro_batch import fit_micro_batch_size
 from gptmini.training.optim import learning_rate_factor, set_learning_rate
 from gptmini.training.runtime import Runtime
 from gptmini.training.signals import temporary_folder
 from gptmini.training.trainer import Trainer
 
-EVALUATIONS, SAMPLES = 10, 5  # per run
-
 
 def dry_run(
     config: Config, runtime: Runtime, model: GPT, data: TokenData, seconds: float
 ) -> tuple[float, float]:
-    """Seconds per training step, and seconds of all evaluations, checkpoints and samples of a run."""
+    """Seconds per training step, and per evaluation with its checkpoint and half a sample."""
     with temporary_folder() as folder:
         store = CheckpointStore(folder, keep=1)
         trainer = Trainer(config, runtime, model, data, store)
@@ -35,7 +34,7 @@ def dry_run(
             evaluated = time.monotonic()
             trainer.sample(metrics)
             sampled = time.monotonic()
-    return step_seconds, EVALUATIONS * (evaluated - begun) + SAMPLES * (sampled - evaluated)
+    return step_seconds, (evaluated - begun) + (sampled - evaluated) / 2
 
 
 def measure_throughput(config: Config, vocab_size: int, runtime: Runtime, seconds: float) -> float:
@@ -52,6 +51,7 @@ def measure_throughput(config: Config, vocab_size: int, runtime: Runtime, second
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:
     """Mean seconds per training step, over `seconds` and at least three steps after two of warm-up."""
+    fit_micro_batch_size(trainer)
     took: list[float] = []
     while len(took) < 5 or sum(took[2:]) < seconds:
         trainer.progress.next_step(trainer.tokens_per_step)

@@ -78,12 +78,19 @@ class Estimate:
 
 
 def estimate(
-    config: Config, model: GPTConfig, corpus_tokens: int | None, precision: str, world_size: int = 1
+    config: Config,
+    model: GPTConfig,
+    corpus_tokens: int | None,
+    precision: str,
+    world_size: int = 1,
+    micro_batch_size: int | None = None,
 ) -> Estimate:
     """What training `model` by `config` on `corpus_tokens` tokens takes, on one of `world_size` ranks.
 
-    `precision` is fp32, bf16 or fp16: `runtime.precision` with `auto` resolved.
+    `precision` is fp32, bf16 or fp16: `runtime.precision` with `auto` resolved. A `micro_batch_size` replaces
+    that of the config.
     """
+    micro_batch_size = micro_batch_size or micro_batch_size_per_rank(config.train, world_size)
     tokens_per_step = config.train.batch_size * model.context_length
     return Estimate(
         parameters=count_parameters(model),
@@ -91,7 +98,7 @@ def estimate(
         tokens_per_step=tokens_per_step,
         tokens=config.train.max_steps * tokens_per_step,
         flops_per_token=flops_per_token(model),
-        memory=_memory(config, model, precision, world_size),
+        memory=_memory(config, model, precision, world_size, micro_batch_size),
     )
 
 
@@ -115,11 +122,10 @@ def check_memory(config: Config, model: GPTConfig, precision: str, world_size: i
 
     Linux grants such memory, and kills the process that uses it.
     """
-    if config.train.micro_batch_size == "auto" and config.train.batch_size % world_size == 0:
-        train = config.train.model_copy(update={"micro_batch_size": 1})
-        config = config.model_copy(update={"train": train})
+    auto = config.train.micro_batch_size == "auto"
+    micro_batch_size = 1 if auto else micro_batch_size_per_rank(config.train, world_size)
+    memory = _memory(config, model, precision, world_size, micro_batch_size)
     total = available_bytes(at_all=True)
-    memory = _memory(config, model, precision, world_size)
     if total is not None and memory.peak * ranks_here > 1.25 * total:  # an estimate may be too high
         needed = f"about {gibibytes(memory.peak * ranks_here)} needed, {gibibytes(total)} in all"
         state = (memory.weights + memory.optimizer + memory.gradients) * ranks_here
@@ -131,10 +137,8 @@ def fitting_micro_batch_size(
 ) -> int:
     """The largest of `halves` whose estimated memory on a CPU is available now; 1 if none is."""
     available = available_bytes()
-    share = micro_batch_size_per_rank(config.train, world_size)
-    for size in halves(share):
-        train = config.train.model_copy(update={"micro_batch_size": size})
-        memory = _memory(config.model_copy(update={"train": train}), model, precision, world_size)
+    for size in halves(config.train.batch_size // world_size):
+        memory = _memory(config, model, precision, world_size, size)
         if available is None or (memory.peak - PYTORCH_BYTES) * ranks_here <= available:
             return size
     return 1
@@ -177,12 +181,14 @@ def flops_per_token(model: GPTConfig) -> int:
     return 6 * multiplying + 12 * model.n_layer * model.n_embd * model.context_length
 
 
-def _memory(config: Config, model: GPTConfig, precision: str, world_size: int) -> Memory:
+def _memory(
+    config: Config, model: GPTConfig, precision: str, world_size: int, micro_batch_size: int
+) -> Memory:
     on_cpu = config.runtime.device in ("auto", "cpu")
     sharded = config.runtime.parallel == "fsdp" and world_size > 1
     recompute = config.runtime.activation_checkpointing
     muon = config.optim.optimizer == "muon"
-    width, B = WIDTH[precision], micro_batch_size_per_rank(config.train, world_size)
+    width, B = WIDTH[precision], micro_batch_size
     T, C, V, L = model.context_length, model.n_embd, model.vocab_size, model.n_layer
     accumulates = B * world_size < config.train.batch_size
     parameters = count_parameters(model)

@@ -35,9 +35,11 @@ class Metrics:
 
         # Drop the lines of steps that a resumed run takes again, and a last line torn by a crash.
         self._files: dict[str, AppendOnlyLog] = {}
-        foreign: dict[str, int] = {}
         for name, schema in LOG_FILES.items() if enabled else ():
-            foreign[name] = drop_lines(run_dir / name, schema, first_step)
+            foreign = drop_lines(run_dir / name, schema, first_step)
+            if foreign and not quiet:
+                lines = "a line that is" if foreign == 1 else f"{foreign:,} lines that are"
+                print(f"{run_dir / name}: dropped {lines} not what a run writes", flush=True)
             self._files[name] = AppendOnlyLog(run_dir / name)
 
         self._latest_loss: dict[str, float] = {}
@@ -57,10 +59,6 @@ class Metrics:
             bar_format="step {n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}",
             disable=self._quiet or not sys.stderr.isatty(),
         )
-        for name, count in foreign.items():
-            if count:
-                lines = "a line that is" if count == 1 else f"{count:,} lines that are"
-                self.print(f"{run_dir / name}: dropped {lines} not what a run writes")
 
     def count_step(self, seconds: float) -> None:
         """Count an optimizer step, for tokens per second and the bar."""

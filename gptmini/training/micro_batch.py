@@ -26,17 +26,18 @@ def fit_micro_batch_size(trainer: Trainer, *, resume: bool = False) -> Config:
         )
 
     # The same size gives the same bits, so a resume does not measure again.
-    file = trainer.store.run_folder / "config.yaml"
+    share, file = trainer.micro_batch_size, trainer.store.run_folder / "config.yaml"
     saved = load_config(file).train.micro_batch_size if resume and file.is_file() else None
-    if size := int(distributed.broadcast_text(str(saved or 0))):
+    size = int(distributed.broadcast_text(str(saved or 0)))
+    if size and share % size == 0:  # a larger or smaller share may have another
         return _set(trainer, size)
 
     # On a CPU the estimate comes first: Linux grants memory that is not there, and kills who uses it.
     ranks = distributed.world_size, distributed.local_world_size
-    most = trainer.micro_batch_size
+    most = share
     if trainer.runtime.device.type == "cpu":
         most = fitting_micro_batch_size(config, trainer.model.config, trainer.runtime.precision, *ranks)
-    for size in halves(trainer.micro_batch_size):
+    for size in halves(share):
         fits = size <= most and _try_step(trainer, size)
         if not distributed.all_reduce_max(int(not fits)):  # on every rank
             return _set(trainer, size)
@@ -52,7 +53,7 @@ def _set(trainer: Trainer, size: int) -> Config:
 def _try_step(trainer: Trainer, size: int) -> bool:
     """Whether the memory suffices for two micro batches and an update, which changes nothing."""
     length, device = trainer.config.model.context_length, trainer.runtime.device
-    logits, fits = None, False
+    logits, fits = None, True
     try:
         with explain_shortage(""):
             tokens = torch.zeros(size, length, dtype=torch.int64, device=device)
@@ -62,9 +63,8 @@ def _try_step(trainer: Trainer, size: int) -> bool:
                 next_token_loss(logits, tokens).backward()  # type: ignore[no-untyped-call]  # torch's
             for optimizer in trainer.optimizers:
                 optimizer.step(skip=torch.ones((), dtype=torch.bool, device=device))
-        fits = True
     except OutOfMemoryError:
-        pass  # its traceback, which holds the tensors, goes here
+        fits = False
     logits = None
     trainer.model.zero_grad()
     for optimizer in trainer.optimizers:

@@ -59,21 +59,21 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
 
 
 def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
-    folder, config_file = store.run_folder, store.run_folder / "config.yaml"
-    logs = [folder / log for log in LOG_FILES if (folder / log).exists()]
-    reason = None
-    if irregular := [file.name for file in (config_file, *logs) if file.exists() and not file.is_file()]:
+    folder, reason = store.run_folder, None
+    present = [name for name in ("config.yaml", *LOG_FILES) if (folder / name).exists()]
+    has_config = "config.yaml" in present
+    if irregular := [name for name in present if not (folder / name).is_file()]:
         reason = f"its {irregular[0]} is not a regular file; remove it"
     elif store.steps():
         found = "holds a run already"
-        if not config_file.exists():
+        if not has_config:
             found = "has no config.yaml, but checkpoints/ holds steps of another run"
         reason = None if resume else f"{found}; continue it with --resume (resume=True in Python)"
     # A run that has saved nothing may be begun anew; what is a user's own may not be overwritten.
-    elif config_file.exists() and not _is_of_a_run(config_file):
+    elif has_config and not _is_of_a_run(folder / "config.yaml"):
         reason = "holds a config.yaml that no run of this version wrote; rename it"
-    elif logs and not config_file.exists():
-        reason = f"holds a {logs[0].name}, but no run; rename it"
+    elif present and not has_config:
+        reason = f"holds a {present[0]}, but no run; rename it"
     if reason:
         raise UserError(f"train.out_dir = {folder}: {reason}, or choose another folder")
 
@@ -92,18 +92,17 @@ def saved_tokenizer(store: CheckpointStore, config: Config) -> Tokenizer | None:
     None without a checkpoint, or where the config asks for another tokenizer: that is made as at the start,
     and `restore` compares the two. So are the characters of kind chars, which the text itself brings.
     """
+    asked = config.tokenizer
+    needed = asked.model_dump(exclude_unset=True, exclude_none=True)
     for step in reversed(store.steps()):
         with suppress(DamagedError, UserError):  # `restore` names what is wrong with it
             state, tokenizer = read_state(store.path(step)), load_tokenizer(store.path(step))
-            if tokenizer is None or tokenizer.digest != state.tokenizer_digest:
-                continue
-            if config.train.init_from is None:
-                began_with = validate(Config, state.config, "training/state.json").tokenizer
-                is_same = config.tokenizer == began_with and tokenizer.kind != "chars"
-            else:  # of which the config says what it wants, and config.yaml what it brought
-                given = config.tokenizer.model_dump(exclude_unset=True, exclude_none=True, exclude={"folder"})
-                is_same = all(getattr(tokenizer, key, False) == value for key, value in given.items())
-            return tokenizer if is_same else None
+            began_with = validate(Config, state.config, "training/state.json").tokenizer
+            if config.train.init_from is not None:  # which brought what the config does not ask for
+                asked = began_with.model_copy(update=needed)
+            if tokenizer is not None and tokenizer.digest == state.tokenizer_digest:
+                of_text = config.train.init_from is None and tokenizer.kind == "chars"
+                return tokenizer if asked == began_with and not of_text else None
     return None
 
 
@@ -223,15 +222,14 @@ def check_resumable(saved: TrainingState, config: Config, data: TokenData, runti
     # Everything else may change, but not silently where it changes the bits.
     reasons = [f"{key} was {then[key]} and is now {now[key]}" for key in changed if affects_numerics(key)]
     before = {"ranks": "1", **saved.environment}  # the first checkpoints were of one rank, and did not say so
-    elsewhere = [
+    reasons += [
         f"{key} was {before.get(key)} and is now {value}"
         for key, value in runtime.environment().items()
         if before.get(key) != value
     ]
-    # Where nothing else explains it: the same machine, told to use other kernels (MKL_CBWR, for one).
-    if not elsewhere and saved.kernels not in (None, runtime.kernels):
-        elsewhere = ["the matrix kernels differ"]
-    reasons += elsewhere
+    # Even on the same machine, which may be told to use others (MKL_CBWR, for one).
+    if saved.kernels not in (None, runtime.kernels):
+        reasons.append("the matrix kernels differ")
     return "resumed, but not bit for bit, because " + "; ".join(reasons) if reasons else None
 
 

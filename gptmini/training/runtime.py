@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,14 +115,12 @@ def start_runtime(config: RuntimeConfig, distributed: DistributedContext | None 
 def check_threads(count: int) -> None:
     """RuntimeError where the system starts fewer threads: OpenMP would end the process when it needs them."""
     done = threading.Event()
-    threads = [threading.Thread(target=done.wait) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-    finally:
-        done.set()
-        for thread in filter(threading.Thread.is_alive, threads):
-            thread.join()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for _ in range(count):  # a thread for each, as all wait
+                pool.submit(done.wait)
+        finally:
+            done.set()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -10,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-SIGHUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
+from gptmini.atomic_io import deleted_on_failure
+
+SIGHUP: int = getattr(signal, "SIGHUP", 0)  # the smallest number of a signal; Windows has none
 
 
 class StopSignal:
@@ -24,12 +25,9 @@ class StopSignal:
         self.received = 0  # the number of the signal; 0: none so far
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == SIGHUP:
-            self.received = self.received or number
-        elif self.received in (0, SIGHUP):
-            self.received = number
-        else:
+        if min(number, self.received) > SIGHUP:
             os._exit(128 + number)
+        self.received = max(number, self.received)
 
 
 @contextlib.contextmanager
@@ -43,18 +41,9 @@ def stop_signal() -> Iterator[StopSignal]:
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that is removed after the block, also when a signal ends the process inside it."""
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        contextlib.ExitStack() as handlers,
-    ):
-
-        def remove_and_raise(number: int, frame: FrameType | None) -> None:
-            shutil.rmtree(folder, ignore_errors=True)
-            handlers.close()
-            signal.raise_signal(number)  # again, for the handler that was there before
-
-        handlers.enter_context(_handlers(remove_and_raise))
-        yield Path(folder)
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with temporary as folder, deleted_on_failure(Path(folder)) as path:
+        yield path
 
 
 @contextlib.contextmanager

@@ -101,8 +101,8 @@ BUGS = [
         "a new folder is filled under its name",
         kills,
         atomic_io,
-        '"exists already", str(path))\n    with _deleted_on_failure(_temporary_name(path)) as temporary:\n',
-        '"exists already", str(path))\n    with _deleted_on_failure(path) as temporary:\n',
+        '"exists already", str(path))\n    with deleted_on_failure(_temporary_name(path)) as temporary:\n',
+        '"exists already", str(path))\n    with deleted_on_failure(path) as temporary:\n',
     ),
     (
         "a file is rewritten in place",

@@ -180,7 +180,13 @@ BUGS = [
         "        self.latch.check_before_save(self.progress.step, self.model)\n",
         "",
     ),
-    ("a signal is ignored", signal_at_each_line, signals, "        self.received = number\n", ""),
+    (
+        "a signal is ignored",
+        signal_at_each_line,
+        signals,
+        "        self.received = max(number, self.received)\n",
+        "",
+    ),
     ("nothing is saved at a signal", signal_at_each_line, trainer, "is_best or stopping or", "is_best or"),
     (
         "a signal during the save ends the run before the next",
