@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,13 @@ from gptmini.errors import InUseError
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
+def lock(path: Path, what: str, waiting: str | None = None) -> Iterator[Callable[[], None]]:
     """Hold the lock file at `path`, in a folder that is made if missing, for the length of the block.
 
-    Raises InUseError, naming `what`, if another process holds it; OSError where the file cannot be opened, or
-    is a symbolic link. Yields a function that raises OSError if the locked file is no longer at `path`: it or
-    its folder was moved or removed, and another process may now hold a lock of the same name.
+    If another process holds it, raises InUseError naming `what`; or, with `waiting`, prints that line (if it
+    is not empty) and waits. Raises OSError where the file cannot be opened, or is a symbolic link. Yields a
+    function that raises OSError if the locked file is no longer at `path`: it or its folder was moved or
+    removed, and another process may now hold a lock of the same name.
     """
     from filelock import FileLock, Timeout  # here, because importing it takes 0.1 s
 
@@ -27,7 +29,11 @@ def lock(path: Path, what: str) -> Iterator[Callable[[], None]]:
     try:
         file_lock.acquire()
     except Timeout:
-        raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
+        if waiting is None:
+            raise InUseError(f"{what} is in use by another process: wait for it, or choose another") from None
+        if waiting:
+            print(waiting, file=sys.stderr)
+        file_lock.acquire(timeout=-1)
     try:
         locked = path.stat()  # the open lock file keeps its inode from being reused
 

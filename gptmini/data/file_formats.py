@@ -1,12 +1,11 @@
 """What a file seems to be that is no UTF-8 text, told from its first bytes."""
 
-_UTF16 = "UTF-16 text: save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8"
+_UTF16 = "UTF-16 text: save it as UTF-8, for example with iconv -f {} -t UTF-8"
 _OFFICE = "save it as plain text (UTF-8) in the program that made it"
 _COMPRESSED = "a compressed file: unpack it first (gzip is read as it is where the name ends in .gz)"
 
 _SIGNATURES = {
-    b"\xff\xfe": _UTF16,
-    b"\xfe\xff": _UTF16,
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), _UTF16.format("UTF-16")),
     b"PK\x03\x04": f"a zip archive, as .docx (Word), .xlsx (Excel) and .epub are: unpack it, or {_OFFICE}",
     b"\xd0\xcf\x11\xe0": f"a file of Word, Excel or PowerPoint: {_OFFICE}",
     b"{\\rtf1": f"a rich text file (RTF): {_OFFICE}",
@@ -34,5 +33,5 @@ def describe_format(head: bytes) -> str | None:
         encoding = "UTF-16LE" if head[1::2].count(0) >= head[::2].count(0) else "UTF-16BE"
         text = head[: len(head) // 2 * 2].decode(encoding, errors="replace")
         if all(c.isprintable() or c.isspace() for c in text):
-            return f"UTF-16 text: save it as UTF-8, for example with iconv -f {encoding} -t UTF-8"
+            return _UTF16.format(encoding)
     return None

@@ -6,12 +6,10 @@ and the tokenizer; for a tokenizer its config and the text that it learned from.
 
 import errno
 import hashlib
-import itertools
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +17,7 @@ from gptmini import atomic_io
 from gptmini.config import TokenizerConfig
 from gptmini.data.datasets import cache_folder
 from gptmini.data.tokenizers import Tokenizer
-from gptmini.errors import DamagedError, InUseError, UserError
+from gptmini.errors import DamagedError, UserError
 from gptmini.lock import lock
 
 FORMAT_VERSION = 2  # a new format makes new entries and leaves the old ones alone
@@ -59,7 +57,10 @@ def find_or_make(
     try:
         with suppress(DamagedError):  # or not there yet
             return open_folder(folder)
-        with _exclusive(folder.parent, quiet):
+        waiting = "" if quiet else "waiting for another process that prepares the same text"
+        with lock(folder.parent / "lock", str(folder.parent), waiting):
+            # what a killed process left; safe now that nobody else is writing here
+            atomic_io.clean_leftovers(folder.parent, "tokens|tokenizer")
             if folder.exists():  # made meanwhile, or damaged
                 try:
                     return open_folder(folder)
@@ -70,27 +71,11 @@ def find_or_make(
             make()
             return open_folder(folder)
     except OSError as error:
-        if error.errno is None:  # DamagedError, InUseError
+        if error.errno is None:  # DamagedError
             raise
         unwritable = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
         advice = ": set GPTMINI_CACHE_DIR to a folder that can be written" if unwritable else ""
         raise OSError(error.errno, f"{error.strerror}{advice}", error.filename or str(folder)) from None
-
-
-@contextmanager
-def _exclusive(entry: Path, quiet: bool) -> Iterator[None]:
-    """Hold an entry for the block: wait for other processes, and remove what a killed one left in it."""
-    with ExitStack() as stack:
-        for attempt in itertools.count():
-            try:
-                stack.enter_context(lock(entry / "lock", str(entry)))
-                break
-            except InUseError:
-                if attempt == 0 and not quiet:
-                    print("waiting for another process that prepares the same text", file=sys.stderr)
-                time.sleep(0.1)
-        atomic_io.clean_leftovers(entry, "tokens|tokenizer")  # safe now that nobody else is writing here
-        yield
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

@@ -6,7 +6,6 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,8 +65,6 @@ class Tokenizer(ABC):
         tokens for all other characters) or bytes, which learns nothing. Raises UserError for another kind,
         and for options that the kind does not have.
         """
-        with suppress(TypeError):  # which the schema refuses
-            vocab_size = operator.index(vocab_size)  # type: ignore[arg-type]  # numpy's integers too
         given = {"kind": kind, "vocab_size": vocab_size, "byte_fallback": byte_fallback}
         config = validate(TokenizerConfig, given, "Tokenizer.train")
         if kind not in Tokenizer._classes:

@@ -156,10 +156,6 @@ def _parts(component: Component | None) -> Iterator[Component]:
             yield from _parts(part)
 
 
-class _GenerationConfigFile(_Json):
-    bos_token_id: Any = None
-
-
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     """What a folder's tokenizer.json holds, or else its vocab.json and merges.txt; None without either.
 
@@ -180,7 +176,7 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
     beside = folder / "tokenizer_config.json"
     config = _parse(beside, _ConfigFile) if beside.is_file() else _ConfigFile()
     generation = folder / "generation_config.json"
-    start_token = _parse(generation, _GenerationConfigFile).bos_token_id if generation.is_file() else None
+    start_token = _parse(generation, dict[str, Any]).get("bos_token_id") if generation.is_file() else None
     # with the tokens that only tokenizer_config.json knows
     tokens = {token.content: token for token in file.added_tokens}
     for i, token in config.added_tokens_decoder.items():
