@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from gptmini.errors import DamagedError
-
 _TEMPORARY = ".gptmini-tmp-{name}-{hex}"  # a name that nobody else gives; the first runs began it by .tmp-
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would translate line ends without it
 NOT_WHOLE = "was not written whole; is the disk full?"
@@ -71,8 +69,6 @@ def new_file(path: Path) -> Iterator[Path]:
     with deleted_on_failure(_temporary_name(path)) as temporary:
         try:
             yield temporary
-        except DamagedError:
-            raise
         except OSError as error:
             # numpy's has neither number nor cause
             raise OSError(error.errno or errno.EIO, error.strerror or NOT_WHOLE, str(path)) from error
@@ -91,11 +87,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at `path` whole or not at all.
 
     Yields a temporary folder beside `path`, to be filled with `create_file`. When the block ends well, it is
-    synced, renamed to `path`, and the parent synced; on any failure it is removed. Raises FileExistsError if
-    `path` exists, OSError naming path and cause if the disk fails.
+    synced, renamed to `path`, and the parent synced; on any failure it is removed. What a killed process left
+    of the same folder is removed first. Raises FileExistsError if `path` exists, OSError naming `path` and
+    the cause if the disk fails.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
+    clean_leftovers(path.parent, re.escape(path.name[:40]))
     with deleted_on_failure(_temporary_name(path)) as temporary:
         with _errors_name_path(path):
             os.mkdir(temporary)

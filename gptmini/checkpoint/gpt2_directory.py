@@ -44,7 +44,6 @@ def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None)
             "they do not belong together"
         )
     atomic_io.make_folder(target.absolute().parent)
-    atomic_io.clean_leftovers(target.parent, re.escape(target.name[:40]))  # of a save that was killed
     with atomic_io.new_folder(target) as folder:
         for name, content in gpt2_files(weights, gpt.config, tokenizer).items():
             atomic_io.create_file(folder / name, file_chunks(content))

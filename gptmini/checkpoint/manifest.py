@@ -102,14 +102,11 @@ def _matches(path: Path, file: BinaryIO, summary: object) -> bool:
         return _summarize(iter(lambda: file.read(2**20), b"")) == summary
 
 
-def fingerprint(step_folder: Path) -> list[tuple[str, int, int, int]]:
+def fingerprint(step_folder: Path) -> list[tuple[int, int, int]]:
     """What changes with any write to a checkpoint's files: cheap to compare, once they were verified."""
-    found = []
-    for name in (MANIFEST, *read_manifest(step_folder)):
-        with raises_damaged(step_folder / name):
-            status = os.stat(step_folder / name)
-        found.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
-    return found
+    with raises_damaged(step_folder):
+        found = [os.stat(step_folder / name) for name in (MANIFEST, *read_manifest(step_folder))]
+    return [(status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
 
 
 def manifest_bytes(files: Mapping[str, Summary]) -> bytes:

@@ -60,7 +60,8 @@ def read_state(step_folder: Path) -> TrainingState:
 
 
 def read_checkpoint(step_folder: Path) -> Checkpoint:
-    """All that a checkpoint holds; verify it first."""
+    """All that a checkpoint holds; every file is compared with the manifest before any of it is used."""
+    verify(step_folder)
     state = read_state(step_folder)
     model = dict(read_gpt2(step_folder)[1])
     # cloned out of the memory-mapped file, which may be pruned while they are in use

@@ -175,17 +175,7 @@ class CheckpointStore:
         None if there is no checkpoint at all. Raises DamagedError if there are some and none verifies,
         UserError if the newest was written by a later version of gptmini.
         """
-        skipped: list[str] = []
-        for step in reversed(self.steps()):
-            # every file is compared with the manifest before any of it is used
-            try:
-                verify(self.path(step))
-                return read_checkpoint(self.path(step)), skipped
-            except DamagedError as error:
-                skipped.append(str(error))
-        if skipped:
-            raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {'; '.join(skipped)}")
-        return None, []
+        return self._read_first(read_checkpoint)
 
     def best(self) -> Path | None:
         """The step's folder with the lowest recorded validation loss, the earliest of equals."""
@@ -201,17 +191,35 @@ class CheckpointStore:
     def read_best(self, read: Callable[[Path], _Found]) -> _Found:
         """What `read` makes of the best checkpoint's folder, else of the newest.
 
-        Where that one is damaged, a line on standard error says so, and the newest whole one is read. Beside
-        a run that trains, a checkpoint may be pruned before it is read: then it is chosen again. Raises
+        Where that one is damaged, a line on standard error says so, and the newest whole one is read. Raises
         UserError where there is no checkpoint, DamagedError where none is whole.
         """
+        found, damaged = self._read_first(lambda folder: (read(folder), folder.name), best_first=True)
+        if found is None:
+            raise UserError(f"{self.run_folder}: has no checkpoint yet")
+        if damaged:
+            print(f"{'; '.join(damaged)}; {found[1]} is read instead", file=sys.stderr)
+        return found[0]
+
+    def newest_state(self) -> TrainingState | None:
+        """The state of the newest step whose state.json is what was written; None if there is none."""
+        with suppress(DamagedError):
+            return self._read_first(read_state)[0]
+        return None
+
+    def _read_first(
+        self, read: Callable[[Path], _Found], *, best_first: bool = False
+    ) -> tuple[_Found | None, list[str]]:
+        """What `read` makes of the newest checkpoint that is not damaged, and a line for each that is.
+
+        Beside a run that trains, a checkpoint may be pruned before it is read: then it is chosen again.
+        """
         while True:
-            steps = self.steps()
-            if not steps:
-                raise UserError(f"{self.run_folder}: has no checkpoint yet")
-            best, damaged = self.best(), []
-            folders = [self.path(step) for step in reversed(steps)]
-            for folder in sorted(folders, key=lambda folder: folder != best):  # the best first
+            folders, damaged = [self.path(step) for step in reversed(self.steps())], []
+            if best_first:
+                best = self.best()
+                folders.sort(key=lambda folder: folder != best)
+            for folder in folders:
                 try:
                     found = read(folder)
                 except (DamagedError, UserError, FileNotFoundError) as error:
@@ -223,26 +231,19 @@ class CheckpointStore:
                     continue
                 if not holds_checkpoint(folder):  # the last file may have been missing
                     break
-                if damaged:
-                    print(f"{'; '.join(damaged)}; {folder.name} is read instead", file=sys.stderr)
-                return found
+                return found, damaged
             else:
-                raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {'; '.join(damaged)}")
-
-    def newest_state(self) -> TrainingState | None:
-        """The state of the newest step whose state.json is what was written; None if there is none."""
-        states = self._states()
-        return states[max(states)] if states else None
+                if damaged:
+                    raise DamagedError(f"{self.folder}: no checkpoint is undamaged: {'; '.join(damaged)}")
+                return None, []
 
     def _states(self) -> dict[int, TrainingState]:
         """The state of each step whose state.json is what was written."""
-        while True:
-            steps, states = self.steps(), {}
-            for step in steps:
-                with suppress(DamagedError):
-                    states[step] = read_state(self.path(step))
-            if states or all(holds_checkpoint(self.path(step)) for step in steps):
-                return states
+        states = {}
+        for step in self.steps():
+            with suppress(DamagedError):
+                states[step] = read_state(self.path(step))
+        return states
 
     def _is_whole(self, step: int) -> bool:
         """Whether a checkpoint is what was written: read once, and again after any write to its files."""

@@ -208,16 +208,16 @@ BUGS = [
     (
         "the newest checkpoint is taken unverified",
         checks.check_fallback,
-        store,
-        "                verify(self.path(step))\n                return",
-        "                return",
+        state,
+        "    verify(step_folder)\n",
+        "",
     ),
     (
         "a damaged checkpoint is skipped in silence",
         checks.check_fallback,
         store,
-        "                skipped.append(str(error))\n",
-        "                continue\n",
+        "                    damaged.append(printable(error))\n",
+        "",
     ),
     (
         "the optimizer's step counts are not saved",
