@@ -222,8 +222,8 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
     contents = split.corpus.contents
     # two bytes an id where the vocabulary allows, as for GPT-2's 50,257 tokens
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    read_again, paragraphs, first_token = Contents(), ParagraphDeduplicator(), None
-    sizes, tokens, documents = Counter[str](), Counter[str](), Counter[str]()  # of each split
+    read_again, paragraphs = Contents(), ParagraphDeduplicator()
+    sizes, tokens = Counter[str](), Counter[str]()  # of each split
     hide_bar = quiet or not sys.stderr.isatty()
     bar = tqdm(total=contents.total_bytes, unit="B", unit_scale=True, desc="tokenizing", disable=hide_bar)
 
@@ -232,7 +232,6 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             read_again.add(chunk)
             for name, part in split.divide(chunk, start=sizes.total()):
                 sizes[name] += len(part.data)
-                documents[name] += part.ends_document
                 yield name, part
             bar.update(len(chunk.data))
 
@@ -246,12 +245,12 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
             path = new / f"{name}.bin"
             create_token_file(path, _encode(tokenizer, chunks, dtype))
             tokens[name] = path.stat().st_size // dtype.itemsize
-            if name == "train" and tokens[name]:
-                # the end of text stands between documents: with one of them it is never trained
-                never_ends = documents[name] < 2 or tokenizer.end_of_text is None
-                first_token = int(np.fromfile(path, dtype, count=1)[0]) if never_ends else None
         for name in {"train", "val"} - tokens.keys():
             create_token_file(new / f"{name}.bin", ())
+        # the end of text stands between documents: with one of them it is never trained
+        one_document, first_token = contents.document_bytes[0] >= split.train_bytes, None
+        if tokens["train"] and (one_document or tokenizer.end_of_text is None):
+            first_token = int(np.fromfile(new / "train.bin", dtype, count=1)[0])
         # the entry is named by the digest of the first pass
         if read_again.digest != contents.digest:
             raise UserError(f"data.corpus = {split.corpus.name}: changed while it was read; try again")
