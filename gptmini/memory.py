@@ -27,13 +27,13 @@ def explain_shortage(advice: str) -> Iterator[None]:
     except OutOfMemoryError:
         raise
     except (MemoryError, RuntimeError, ImportError, OSError, SystemError) as error:
-        if (line := _describe(error)) is None:
+        if (line := _describe(error, advice)) is None:
             raise
-        raise OutOfMemoryError(line if _THREADS.search(str(error)) else f"{line}: {advice}") from None
+        raise OutOfMemoryError(line) from None
 
 
-def _describe(error: Exception) -> str | None:
-    """What was asked for and what there is; None for an error that is no shortage."""
+def _describe(error: Exception, advice: str) -> str | None:
+    """What was asked for, what there is, and what to do; None for an error that is no shortage."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return None  # of a file, which its own line names
@@ -41,12 +41,15 @@ def _describe(error: Exception) -> str | None:
         return "no more threads can be started: raise their limit (ulimit -u), or lower runtime.threads"
     if not (_MEMORY.search(text) or isinstance(error, MemoryError)):
         return None
-    asked = _ASKED.search(text)
-    wanted = "" if asked is None else f"{asked[2] or gibibytes(int(asked[1]))} asked for"
-    free, available = _FREE.search(text), available_bytes()
-    left = free[1] if free else "" if available is None else gibibytes(available)
-    found = ", ".join(filter(None, (wanted, f"{left} available" if left else "")))
-    return f"out of memory ({found})" if found else "out of memory"
+    found = []
+    if asked := _ASKED.search(text):
+        found.append(f"{asked[2] or gibibytes(int(asked[1]))} asked for")
+    if free := _FREE.search(text):
+        found.append(f"{free[1]} available")
+    elif (available := available_bytes()) is not None:
+        found.append(f"{gibibytes(available)} available")
+    sizes = f" ({', '.join(found)})" if found else ""
+    return f"out of memory{sizes}: {advice}"
 
 
 def available_bytes(*, at_all: bool = False) -> int | None:

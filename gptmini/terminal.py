@@ -36,15 +36,14 @@ class _Stream:
     """
 
     def __init__(
-        self, stream: TextIO | _Nowhere, name: str, keep: str = "", *, may_fail: bool = False
+        self, stream: TextIO | _Nowhere, name: str, keep: str = "\n", *, may_fail: bool = False
     ) -> None:
         self._stream, self._name, self._keep, self._may_fail = stream, name, keep, may_fail
         self._has_failed = False
 
     def write(self, text: str) -> int:
         if self.isatty():
-            parts = text.split(self._keep) if self._keep else [text]
-            text = self._keep.join(map(visible, parts))
+            text = self._keep.join(map(visible, text.split(self._keep)))
         # Of a model's characters the stream's encoding may lack some.
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with self._errors():

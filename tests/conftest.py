@@ -1,5 +1,8 @@
 """What all tests share."""
 
+import contextlib
+import os
+import struct
 import threading
 
 import pytest
@@ -19,6 +22,39 @@ def pytest_addoption(parser):
 def long(request):
     """Whether the proofs are to be run in full."""
     return request.config.getoption("--long")
+
+
+@pytest.fixture
+def in_terminal():
+    """A function that calls another with standard output and error on a terminal; returns what is shown."""
+
+    def show(function):
+        import fcntl  # not on Windows
+        import termios
+
+        here, there = os.openpty()
+        size = struct.pack("HHHH", 24, 100, 0, 0)  # else there is no room for a progress bar
+        fcntl.ioctl(here, termios.TIOCSWINSZ, size)
+        shown = []
+
+        def read():
+            with contextlib.suppress(OSError):  # EIO: nobody writes any more
+                while block := os.read(here, 4096):
+                    shown.append(block)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with (
+            open(there, "w", encoding="utf-8") as terminal,
+            contextlib.redirect_stdout(terminal),
+            contextlib.redirect_stderr(terminal),
+        ):
+            function()
+        reader.join()
+        os.close(here)
+        return b"".join(shown).decode()
+
+    return show
 
 
 @pytest.fixture(autouse=True)

@@ -238,15 +238,24 @@ def test_a_first_step_without_memory_leaves_a_folder_that_can_be_begun_anew(
     assert CheckpointStore(tmp_path / "run", keep=1).steps() == [4]
 
 
-def test_generating_in_python_runs_out_of_memory_in_one_line(monkeypatch):
-    model = gptmini.GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4, context_length=8))
+@pytest.mark.parametrize(
+    "generate",
+    [
+        lambda model, _: gptmini.generate(model, torch.zeros(1, 2, dtype=torch.int64), max_new_tokens=2),
+        lambda model, tokenizer: next(gptmini.generate_text(model, tokenizer, "To be")),
+        lambda model, tokenizer: next(gptmini.stream(model, tokenizer, "To be")),
+    ],
+    ids=["generate", "generate_text", "stream"],
+)
+def test_generating_in_python_runs_out_of_memory_in_one_line(generate, monkeypatch):
+    model = gptmini.GPT(GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=4, context_length=8))
 
     def hidden_states(*args, **options):
         raise RuntimeError(CPU)
 
     monkeypatch.setattr(model, "hidden_states", hidden_states)
     with pytest.raises(OutOfMemoryError, match=r"111\.76 GiB asked for.*: give fewer texts at once"):
-        gptmini.generate(model, torch.zeros(1, 2, dtype=torch.int64), max_new_tokens=2)
+        generate(model, gptmini.Tokenizer.train("", "bytes"))
 
 
 def test_a_size_out_of_bounds_is_refused(capsys):

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shlex
-import struct
 import subprocess
 import sys
 import unicodedata
@@ -129,33 +128,18 @@ def test_a_closed_standard_input_is_one_line(args, message, capsys, monkeypatch)
     assert capsys.readouterr() == ("", f"gptmini: {message}\n")
 
 
-def run_in_terminal(command, cwd, until=None):
-    """Run a command in a session with a terminal, which is closed when `until` is shown.
-
-    Returns the exit code and what was shown.
-    """
-    import fcntl
-    import termios
-
-    pid, terminal = os.forkpty()
-    if pid == 0:
-        os.chdir(cwd)
-        os.execvp(command[0], command)
-    size = struct.pack("HHHH", 24, 100, 0, 0)  # else there is no room for a progress bar
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
-    shown = b""
-    with contextlib.suppress(OSError):  # EIO: the program has ended
-        while (until is None or until not in shown) and (block := os.read(terminal, 4096)):
-            shown += block
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
-
-
 @posix
 def test_a_run_whose_terminal_closes_saves_and_exits_with_75(config_file, tmp_path):
     command = [sys.executable, "-m", "gptmini", "train", str(config_file), "--train.max-steps", "1000000"]
-    code, shown = run_in_terminal(command, tmp_path, until=b"step 1")
-    assert code == 75, shown
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.execvp(command[0], command)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the program has ended
+        while b"step 1" not in shown and (block := os.read(terminal, 4096)):
+            shown += block
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75, shown
     (step,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert (step / "manifest.json").exists()
 
@@ -179,23 +163,25 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
 
 
 @posix
-def test_escape_codes_of_a_corpus_and_a_model_do_not_reach_the_terminal(config_file, tmp_path):
+def test_escape_codes_of_a_corpus_and_a_model_do_not_reach_the_terminal(
+    config_file, tmp_path, monkeypatch, in_terminal
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / f"{HOSTILE}.txt").write_text(f"{HOSTILE} to be\n" * 60)
     train = ["train", "tiny.yaml", "--data.corpus", f"{HOSTILE}.txt", "--train.out-dir", HOSTILE]
     train += ["--tokenizer.kind", "chars", "--train.sample-interval", "10", "--optim.lr", "0.1"]
     generate = ["generate", HOSTILE, "--prompt", HOSTILE[:12], "--max-new-tokens", "60", "--seed", "1"]
-    code = f"""from gptmini.cli.main import main
-for args in {train}, {generate}, {[*generate, "--num-samples", "2"]}:
-    assert main(args) == 0
-with open("raw", "w") as raw:  # a file gets what the model wrote
-    import sys
-    sys.stdout = raw
-    assert main({generate}) == 0
-"""
-    code, shown = run_in_terminal([sys.executable, "-c", code], tmp_path)
-    assert code == 0, shown
+
+    def run():
+        for args in (train, generate, [*generate, "--num-samples", "2"]):
+            assert main(args) == 0
+
+    shown = in_terminal(run)
     assert "\\x1b]0;owned\\x07" in shown
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]", shown)
+    # A file gets what the model wrote.
+    with open("raw", "w", encoding="utf-8") as raw, contextlib.redirect_stdout(raw):
+        assert main(generate) == 0
     assert (tmp_path / "raw").read_bytes().startswith(HOSTILE[:12].encode())
 
 

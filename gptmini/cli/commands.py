@@ -26,6 +26,7 @@ from gptmini.data.file_formats import describe_format
 from gptmini.distributed.parent import torchrun_world_size
 from gptmini.errors import UserError, read_error
 from gptmini.generation.sampling import SamplingOptions
+from gptmini.memory import explain_shortage
 from gptmini.schema import Section, did_you_mean
 from gptmini.terminal import discard_unwritten, guard_streams
 from gptmini.yaml_io import dump_yaml
@@ -54,8 +55,9 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
                 )
             from gptmini.planning.autoconfig import choose_config
 
-            keywords: dict[str, Any] = {"resume": flags.resume, "quiet": flags.quiet, "started": started}
-            config = choose_config(path, overrides, minutes, **keywords)
+            config = choose_config(
+                path, overrides, minutes, resume=flags.resume, quiet=flags.quiet, started=started
+            )
         from gptmini.training.run import train
 
         train(config, resume=flags.resume, quiet=flags.quiet)
@@ -140,9 +142,9 @@ def _read_prompt(options: GenerateOptions) -> str:
         raise UserError("--prompt and --prompt-file were both given: leave one out")
     if options.prompt_file is None and options.prompt != "-":
         return options.prompt or ""
-    source = options.prompt_file or "standard input"
-    if source == "standard input" and sys.stdin is None:
+    if options.prompt_file is None and sys.stdin is None:
         raise UserError("--prompt = -: standard input is closed")
+    source = options.prompt_file or "standard input"
     try:
         data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
         return data.decode("utf-8-sig").removesuffix("\n")  # without a byte order mark
@@ -162,14 +164,15 @@ def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any
     precision = _precision(options)
     from gptmini.evaluation.summary import evaluate_checkpoint
 
-    return evaluate_checkpoint(
-        args[0],
-        options.corpus,
-        memorization=options.memorization,
-        batch_size=options.batch_size,
-        device=options.device,
-        precision=precision,
-    )
+    with explain_shortage("lower --batch-size"):
+        yield from evaluate_checkpoint(
+            args[0],
+            options.corpus,
+            memorization=options.memorization,
+            batch_size=options.batch_size,
+            device=options.device,
+            precision=precision,
+        )
 
 
 def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -> Iterable[str]:
@@ -233,18 +236,10 @@ def completion(args: list[str], options: Section, overrides: dict[str, Any]) -> 
 
 COMMANDS = {
     "train": Command(train, "[CONFIG.yaml]", range(2), TrainFlags, config=True),
-    "generate": Command(
-        generate,
-        "CHECKPOINT",
-        range(1, 2),
-        GenerateOptions,
-        out_of_memory="lower --num-samples, or try --quantize int8",
-    ),
+    "generate": Command(generate, "CHECKPOINT", range(1, 2), GenerateOptions),
     "prepare": Command(prepare, "[CONFIG.yaml]", range(2), PrepareFlags, config=True),
     "plan": Command(plan, "[CONFIG.yaml]", range(2), PlanFlags, config=True),
-    "evaluate": Command(
-        evaluate, "CHECKPOINT", range(1, 2), EvaluateOptions, out_of_memory="lower --batch-size"
-    ),
+    "evaluate": Command(evaluate, "CHECKPOINT", range(1, 2), EvaluateOptions),
     "export": Command(export, "CHECKPOINT", range(1, 2), ExportOptions),
     "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3), ImportOptions),
     "report": Command(report, "RUN [RUN ...]", range(1, 10_000), ReportOptions),

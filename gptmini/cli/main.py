@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from gptmini import __version__
 from gptmini.distributed.parent import end_with_torchrun
-from gptmini.errors import DamagedError, DivergedError, InUseError, OutOfMemoryError, Stopped, UserError
+from gptmini.errors import DamagedError, DivergedError, InUseError, Stopped, UserError
 from gptmini.terminal import discard_unwritten, guard_streams, occupy_closed_descriptors
 
 USAGE = f"""gptmini {__version__}: train GPT-2-style language models on your own text
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _run(*(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
-        except (UserError, DivergedError, DamagedError, InUseError, OutOfMemoryError, Stopped) as error:
+        except (UserError, DivergedError, DamagedError, InUseError, Stopped) as error:
             return _fail(error, error.exit_code)
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             return 141  # as shells report it
         except OSError as error:
             return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
-        except MemoryError as error:  # before a command is known
+        except MemoryError as error:  # OutOfMemoryError, or Python's own, which has no text
             return _fail(str(error) or "out of memory", 1)
         except KeyboardInterrupt:
             return 130

@@ -45,7 +45,6 @@ class Command:
     count: range  # how many there may be
     schema: type[Section] = Section  # the command's own options
     config: bool = False  # whether every key of the config is an option too
-    out_of_memory: str = "close other programs, or use a machine with more"  # what to do
 
     @property
     def options(self) -> dict[str, dict[str, Any]]:
@@ -61,7 +60,7 @@ def run(name: str, command: Command, args: Sequence[str]) -> None:
         raise UserError(f"gptmini {name} takes {command.positionals}; given: {given}")
     own = {key: values.pop(key) for key in flatten_schema(command.schema) if key in values}
     options = validate(command.schema, own, "command line", own)
-    with explain_shortage(command.out_of_memory):
+    with explain_shortage("close other programs, or use a machine with more"):
         for line in command.run([*map(check_path, positionals)], options, values) or ():
             print(line, flush=True)
 

@@ -52,19 +52,15 @@ def _run_parts(run: Path) -> Iterator[Part]:
 
 
 def _check_config(store: CheckpointStore) -> str:
-    now, state = flatten_config(_load_config(store)), store.newest_state()
-    if state is None:
-        return "readable; no checkpoint to compare it with"
-    then = flatten_config(validate(Config, state.config, "state.json"))
-    changed = [f"{key} was {then[key]} and is now {now[key]}" for key in now if now[key] != then[key]]
-    return f"readable; at step {state.step} {', '.join(changed)}" if changed else "whole"
-
-
-def _load_config(store: CheckpointStore) -> Config:
     try:
-        return load_config(store.run_folder / "config.yaml")
+        config = load_config(store.run_folder / "config.yaml")
     except UserError as error:
         raise DamagedError(str(error)) from None
+    if (state := store.newest_state()) is None:
+        return "readable; no checkpoint to compare it with"
+    now, then = flatten_config(config), flatten_config(validate(Config, state.config, "state.json"))
+    changed = [f"{key} was {then[key]} and is now {now[key]}" for key in now if now[key] != then[key]]
+    return f"readable; at step {state.step} {', '.join(changed)}" if changed else "whole"
 
 
 def _check_log(path: Path, schema: type[Section]) -> str:
@@ -95,9 +91,10 @@ def _check_folder(folder: Path) -> str:
 
 def _check_tokens(store: CheckpointStore) -> str:
     """Check the token files that the run was trained on: all of them are read when they are opened."""
-    config, state = _load_config(store), store.newest_state()
-    tokenizer = store.read_best(load_tokenizer) if state else None
-    data = find_prepared(config.data, tokenizer, state.data_digest) if state and tokenizer else None
+    state, data = store.newest_state(), None
+    if state is not None and (tokenizer := store.read_best(load_tokenizer)):
+        config = validate(Config, state.config, "state.json")
+        data = find_prepared(config.data, tokenizer, state.data_digest)
     if data is None:
         return "not in the cache, or the text has changed: a resume prepares and compares it again"
     return f"whole, {len(data.train):,} of training and {len(data.val):,} of validation"

@@ -20,6 +20,8 @@ from gptmini.generation.sampling import LogitsHook, Sampling, call_hook, row_gen
 from gptmini.memory import explain_shortage
 from gptmini.model import GPT
 
+_LESS = "give fewer texts at once, or shorter ones, or load a smaller precision"
+
 
 @torch.inference_mode()  # no graph for a backward pass: saves time and memory
 def generate_by_definition(model: GPT, tokens: Tensor, max_new_tokens: int, sampling: Sampling) -> Tensor:
@@ -75,7 +77,6 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-@explain_shortage("give fewer texts at once, or shorter ones")
 def generate(
     model: GPT,
     tokens: Any,
@@ -161,7 +162,8 @@ def generate_tokens(
     generators = row_generators(prompts, sampling.seed)
     # Room for the longest text, or for a full context if that is shorter.
     capacity = min(max(map(len, prompts), default=0) + max_new_tokens, model.config.context_length)
-    cache = KVCache(model, len(rows), capacity) if use_cache else None
+    with explain_shortage(_LESS):
+        cache = KVCache(model, len(rows), capacity) if use_cache else None
     modules = list(model.modules())
     seen = None
     if sampling.repetition_penalty != 1.0:  # kept up to date, so that its cost does not grow with the text
@@ -173,7 +175,7 @@ def generate_tokens(
         texts = list(rows.values())
         windows = [text[window_start(len(text), model.config.context_length) :] for text in texts]
         # Forward: the first time the whole prompt, then one new token per row, thanks to the cache.
-        with eval_mode(modules):
+        with eval_mode(modules), explain_shortage(_LESS):
             hidden = last_hidden_states(model, windows, cache)  # (B, C)
             logits = model.lm_head(hidden).float()  # (B, V)
         # One NaN or infinity makes the largest one too; -inf, from a head that bans tokens, does not.

@@ -13,14 +13,12 @@ from gptmini.generation.generate import generate_tokens
 from gptmini.generation.prompts import check_arguments, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling
 from gptmini.generation.text_mask import forbidden_tokens
-from gptmini.memory import explain_shortage
 from gptmini.model import GPT
 
 Steps: TypeAlias = Iterator[tuple[int, int, Tensor]]  # as `generate_tokens` yields them
 MAX_BATCH = 16  # samples generated together: more gain little speed and need more memory
 
 
-@explain_shortage("lower num_samples, or load a smaller precision")
 def generate_text(
     model: GPT,
     tokenizer: Tokenizer,
@@ -50,13 +48,14 @@ def generate_text(
     """
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt, parse_special)
     num_samples = whole_number("num_samples", num_samples)
+    first_seed = None if seed is None else whole_number("seed", seed)
 
     def batch(first: int) -> tuple[list[StreamDecoder], Steps]:
         count = min(MAX_BATCH, max(1, num_samples - first))
         start = () if prompt else ids
         texts = [StreamDecoder(tokenizer, stop, allow_invalid_utf8, start) for _ in range(count)]
-        sampling["seed"] = None if seed is None else whole_number("seed", seed) + first
-        return texts, continue_texts(model, ids, texts, max_new_tokens, logits_hook, **sampling)
+        options = {**sampling, "seed": None if first_seed is None else first_seed + first}
+        return texts, continue_texts(model, ids, texts, max_new_tokens, logits_hook, **options)
 
     def whole_texts() -> Iterator[str]:
         for first in range(0, num_samples, MAX_BATCH):

@@ -32,9 +32,8 @@ def _representative(begun: bytes) -> bytes:
     """
     if begun in (b"\xe0", b"\xed", b"\xf0", b"\xf4"):  # these restrict the second byte
         return begun
-    missing = (
-        2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0) - len(begun)
-    )  # of the 2 to 4 that the first one says
+    # The first byte says how many there are: 2 to 4.
+    missing = 2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0) - len(begun)
     return {1: b"\xc3", 2: b"\xe1", 3: b"\xf1"}[missing]
 
 
