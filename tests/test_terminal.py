@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import unicodedata
@@ -130,10 +131,15 @@ def test_a_closed_standard_input_is_one_line(args, message, capsys, monkeypatch)
 
 @posix
 def test_a_run_whose_terminal_closes_saves_and_exits_with_75(config_file, tmp_path):
+    import fcntl
+    import termios
+
     command = [sys.executable, "-m", "gptmini", "train", str(config_file), "--train.max-steps", "1000000"]
     pid, terminal = os.forkpty()
     if pid == 0:
         os.execvp(command[0], command)
+    size = struct.pack("HHHH", 24, 100, 0, 0)  # else there is no room for a progress bar
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
     shown = b""
     with contextlib.suppress(OSError):  # EIO: the program has ended
         while b"step 1" not in shown and (block := os.read(terminal, 4096)):
