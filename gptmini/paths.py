@@ -11,16 +11,21 @@ from gptmini.errors import UserError
 
 
 def check_path(path: str) -> str:
-    """The path, in which `~` or `~/...` stands for the home folder; UserError where no file can have it."""
+    """The path with its `~` expanded; UserError where no file can have it."""
     if not path or "\0" in path:
         raise UserError(f"{path!r}: is no path")
     names = re.split(r"[/\\]", path)
     if len(path) > 4000 or max(len(name.encode(errors="surrogatepass")) for name in names) > 255:
         raise UserError(f"{path[:60]!r}... ({len(path)} characters): is too long for a path")
+    return expand_home(path)
+
+
+def expand_home(path: str) -> str:
+    """A path in which `~` or `~/...` stands for the home folder, as in a shell."""
     return os.path.expanduser(path) if re.match(r"~([/\\]|$)", path) else path
 
 
-def path_argument(value: object, needed: str) -> Path:
+def path_argument(value: object, needed: str = "a path is needed") -> Path:
     """A path given to a public function, `~` expanded; UserError where it is none, with what is needed."""
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{needed}, not {type(value).__name__}")

@@ -25,7 +25,7 @@ class StopSignal:
         self.received = 0  # the number of the signal; 0: none so far
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if min(number, self.received) > SIGHUP:
+        if min(number, self.received) > SIGHUP:  # both are SIGINT or SIGTERM
             os._exit(128 + number)
         self.received = max(number, self.received)
 
