@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from io import BufferedIOBase
 from pathlib import Path
@@ -161,19 +161,10 @@ def _json_file(path: Path, text_field: str, named: bool) -> Iterator[Document]:
         data = file.read(DOCUMENT_BYTES + 1)
     _check_length(len(data), str(path))
     first_line, _, more = data.strip().partition(b"\n")
-    try:
-        is_lines = bool(more) and isinstance(_parse_json(first_line, ""), dict)
-    except UserError:
-        is_lines = False
-    if is_lines:
+    if more and isinstance(_parse_json_or_none(first_line), dict):
         yield from _json_lines(path, text_field)
         return
-    try:
-        value = _parse_json(data, str(path))
-    except UserError:
-        if named:
-            raise
-        value = None
+    value = _parse_json(data, str(path)) if named else _parse_json_or_none(data)
     if isinstance(value, list) and (named or all(isinstance(item, str | dict) for item in value)):
         for number, item in enumerate(value, 1):
             location = f"{path}, item {number}"
@@ -189,6 +180,12 @@ def _parse_json(data: bytes, location: str, what: str = "JSON") -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{location}: not {what}: {describe_format(data[:4096]) or error}") from None
+
+
+def _parse_json_or_none(data: bytes) -> Any:
+    with suppress(UserError):
+        return _parse_json(data, "")
+    return None
 
 
 def _json_text(value: Any, location: str, text_field: str) -> bytes:

@@ -21,7 +21,6 @@ from gptmini.errors import UserError
 from gptmini.paths import path_argument
 from gptmini.schema import validate
 
-END_OF_TEXT = "<|endoftext|>"
 BPE_SAMPLE_BYTES = 16 << 20  # of text to learn merges from; more takes longer and changes hardly a merge
 
 

@@ -19,8 +19,8 @@ from tiktoken_ext import openai_public
 
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
-from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import BYTE_LEVEL, TokenizerFile
+from gptmini.data.tokenizers.base import Tokenizer
+from gptmini.data.tokenizers.hf_files import BYTE_LEVEL, END_OF_TEXT, TokenizerFile
 from gptmini.errors import DamagedError, OutOfMemoryError, UserError
 
 BPE_VOCAB_SIZE = 1024  # where the config leaves it open
@@ -174,8 +174,7 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         if both := [added.content for added in file.added_tokens if added.content in made]:
             raise UserError(f"{path}: the special token {both[0]!r} is also a token of plain text")
         tokens = [made.get(text, b"") for text in sorted(ids, key=ids.__getitem__)]
-        end_of_text = next((n for n in (file.end_of_text, END_OF_TEXT) if n in special_tokens), None)
-        return cls(tokens, merges, special_tokens, end_of_text)
+        return cls(tokens, merges, special_tokens, file.end_of_text(special_tokens))
 
 
 def _shorten_words(text: str) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import Chunk
-from gptmini.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptmini.data.tokenizers.hf_files import EVERY_CHARACTER, TokenizerFile
+from gptmini.data.tokenizers.base import Tokenizer
+from gptmini.data.tokenizers.hf_files import END_OF_TEXT, EVERY_CHARACTER, TokenizerFile
 from gptmini.errors import UserError
 
 CODE_POINTS = 0x110000  # Unicode's
@@ -132,8 +132,7 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
             )
         if added != set(special_tokens):
             raise UserError(f"{file.path}: its special tokens do not come after all characters")
-        end_of_text = next((name for name in (file.end_of_text, END_OF_TEXT) if name in added), None)
-        return cls(characters, byte_fallback, special_tokens, end_of_text)
+        return cls(characters, byte_fallback, special_tokens, file.end_of_text(special_tokens))
 
 
 def _code_points(text: str) -> np.ndarray:

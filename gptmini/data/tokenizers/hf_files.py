@@ -7,7 +7,7 @@ only where a call asks for them.)
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gptmini.errors import DamagedError, UserError
 
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's
 Component = dict[str, Any]
 """A normalizer, pre_tokenizer, post_processor or decoder: its type and options."""
 
@@ -94,11 +95,11 @@ class TokenizerFile(_Json):
         never_merges = self.model.byte_fallback and not self.model.merges
         return "chars" if self.model.type == "WordLevel" or never_merges else "bpe"
 
-    @property
-    def end_of_text(self) -> str | None:
-        """The name of the end-of-text token, as far as the files say it."""
+    def end_of_text(self, special_tokens: Collection[str]) -> str | None:
+        """Which of these tokens is the end of text: the one that tokenizer_config.json names, or GPT-2's."""
         token = self.config.eos_token
-        return token.get("content") if isinstance(token, dict) else token  # older files hold the whole token
+        name = token.get("content") if isinstance(token, dict) else token  # older files hold the whole token
+        return next((token for token in (name, END_OF_TEXT) if token in special_tokens), None)
 
     def ids(self) -> dict[str, int]:
         """The id of every token, added ones included. Raises DamagedError unless they count from 0."""
