@@ -30,31 +30,30 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     """
     if path.exists() and not path.is_file():  # such as /dev/null, which root could replace
         raise OSError(errno.EINVAL, "is no file that could be replaced", str(path))
-    with deleted_on_failure(_temporary_name(path)) as temporary:
-        create_file(temporary, data, shown_path=path)
+    with _temporary(path) as temporary:
+        create_file(temporary, data)
         with _errors_name_path(path):  # readers see the old file or the new one, never a mixture
             os.replace(temporary, path)
             _sync_folder(path.parent)
 
 
-def create_file(path: Path, data: Bytes | Iterable[Bytes], *, shown_path: Path | None = None) -> None:
+def create_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     """Put `data` into a new file at `path` and sync it.
 
     A crash can leave half of it: this is for the files in a `new_folder`, which becomes visible as a whole.
-    Raises OSError naming `shown_path`, else `path`, and the cause; FileExistsError if `path` exists.
+    Raises OSError naming `path` and the cause; FileExistsError if `path` exists.
     """
-    shown = shown_path or path
     chunks = [data] if isinstance(data, Bytes) else data
-    with _errors_name_path(shown):
+    with _errors_name_path(path):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
         for chunk in chunks:  # outside _errors_name_path: a failing iterator keeps its own message
-            with _errors_name_path(shown):
+            with _errors_name_path(path):
                 _write_all(file, chunk)
-        with _errors_name_path(shown):
+        with _errors_name_path(path):
             _sync(file)
     finally:
-        with _errors_name_path(shown):
+        with _errors_name_path(path):
             os.close(file)
 
 
@@ -66,7 +65,7 @@ def new_file(path: Path) -> Iterator[Path]:
     not whole. What a killed process left of the same file is removed first. Raises OSError naming `path`.
     """
     clean_leftovers(path.parent, re.escape(path.name[:40]))
-    with deleted_on_failure(_temporary_name(path)) as temporary:
+    with _temporary(path) as temporary:
         try:
             yield temporary
         except OSError as error:
@@ -94,14 +93,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
     clean_leftovers(path.parent, re.escape(path.name[:40]))
-    with deleted_on_failure(_temporary_name(path)) as temporary:
-        with _errors_name_path(path):
-            os.mkdir(temporary)
-        with _errors_name_path(path, temporary):
-            yield temporary
+    with _temporary(path) as temporary:
+        os.mkdir(temporary)
+        yield temporary
         # synced from the inside out, so that the rename makes a complete folder visible
+        sync_folders(temporary)
         with _errors_name_path(path):
-            sync_folders(temporary)
             os.rename(temporary, path)
     # The new name must survive a power loss before older checkpoints are removed.
     try:
@@ -272,6 +269,23 @@ def _temporary_name(path: Path) -> Path:
 
 
 @contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A temporary name for what will stand at `path`, which errors of the block name in its place."""
+    temporary = _temporary_name(path)
+    with deleted_on_failure(temporary):
+        try:
+            yield temporary
+        except OSError as error:
+            # a system call's error has a file name, one of ours a text
+            if isinstance(error.filename, str):
+                error.filename = error.filename.replace(str(temporary), str(path))
+            error.args = tuple(
+                a.replace(str(temporary), str(path)) if isinstance(a, str) else a for a in error.args
+            )
+            raise
+
+
+@contextmanager
 def deleted_on_failure(path: Path) -> Iterator[Path]:
     """Yields `path`; what stands there when the block fails, or a signal ends the process, is deleted."""
 
@@ -284,8 +298,8 @@ def deleted_on_failure(path: Path) -> Iterator[Path]:
     # Only where a signal would end the process here and now: training catches signals, and saves first.
     ending = []
     if threading.current_thread() is threading.main_thread():
-        numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
-        ending = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        ending = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in ending:
         signal.signal(number, delete_and_end)
     try:
@@ -300,18 +314,9 @@ def deleted_on_failure(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _errors_name_path(path: Path, folder: Path | None = None) -> Iterator[None]:
-    """Give an OSError of the block the path that the user knows, in place of a temporary one or none.
-
-    With `folder`, only where `path` will stand for that folder.
-    """
+def _errors_name_path(path: Path) -> Iterator[None]:
+    """Give an OSError of the block the path that the user knows, in place of another one or none."""
     try:
         yield
     except OSError as error:
-        if folder is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        # a system call's error has a file name, one of ours a text
-        if isinstance(error.filename, str):
-            error.filename = error.filename.replace(str(folder), str(path))
-        error.args = tuple(a.replace(str(folder), str(path)) if isinstance(a, str) else a for a in error.args)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

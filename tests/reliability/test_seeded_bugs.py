@@ -45,7 +45,7 @@ BUGS = [
         "files are not synced",
         power_loss,
         atomic_io,
-        "        with _errors_name_path(shown):\n            _sync(file)\n",
+        "        with _errors_name_path(path):\n            _sync(file)\n",
         "",
     ),
     (
@@ -59,7 +59,7 @@ BUGS = [
         "the names in a new folder are not synced",
         power_loss,
         atomic_io,
-        "            sync_folders(temporary)\n",
+        "        sync_folders(temporary)\n",
         "",
     ),
     (
@@ -101,8 +101,8 @@ BUGS = [
         "a new folder is filled under its name",
         kills,
         atomic_io,
-        '"exists already", str(path))\n    with deleted_on_failure(_temporary_name(path)) as temporary:\n',
-        '"exists already", str(path))\n    with deleted_on_failure(path) as temporary:\n',
+        "    with _temporary(path) as temporary:\n        os.mkdir(temporary)\n",
+        "    with deleted_on_failure(path) as temporary:\n        os.mkdir(temporary)\n",
     ),
     (
         "a file is rewritten in place",
