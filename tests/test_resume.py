@@ -14,7 +14,9 @@ import gptmini
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.cli.main import main
 from gptmini.config import Config, dump_config, load_config
+from gptmini.distributed.context import DistributedContext
 from gptmini.errors import UserError
+from gptmini.training.initialize import build_model_and_data
 from gptmini.training.log_files import read_metrics
 from gptmini.training.run import train
 from gptmini.training.runtime import start_runtime
@@ -162,7 +164,6 @@ def kernels_of_step(step):
 
 def test_a_checkpoint_without_a_digest_of_kernels_is_compared_by_what_it_has(monkeypatch):
     from gptmini.training import resume
-    from gptmini.training.initialize import build_model_and_data
 
     config = config_with()
     train(config, quiet=True)
@@ -207,6 +208,18 @@ def test_a_fine_tune_resumes_without_the_weights_that_it_started_from():
         train(config_with(model={"n_layer": 2}, train={"init_from": "source"}), resume=True, quiet=True)
     with pytest.raises(UserError, match="source: no such folder"):  # as at the start: another tokenizer
         train(config_with(tokenizer={"kind": "chars"}, train={"init_from": "source"}), resume=True)
+
+
+def test_ranks_wait_equally_often_where_only_some_machines_hold_the_checkpoint(monkeypatch):
+    train(config_with(train={"out_dir": "source"}), quiet=True)
+    config, waits = config_with(train={"init_from": "source"}), []
+    real = DistributedContext.local_main_first
+    monkeypatch.setattr(DistributedContext, "local_main_first", lambda self: waits.append(self) or real(self))
+    build_model_and_data(config, start_runtime(config.runtime), quiet=True)
+    alone = len(waits)
+    saved = gptmini.Tokenizer.load("source/checkpoints/step-00000004")
+    build_model_and_data(config, start_runtime(config.runtime), quiet=True, saved_tokenizer=saved)
+    assert len(waits) == 2 * alone > 0
 
 
 def test_a_run_resumes_without_the_folder_of_its_tokenizer(monkeypatch):

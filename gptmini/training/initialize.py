@@ -33,9 +33,9 @@ def build_model_and_data(
     shape, parameters, tokenizer = None, None, saved_tokenizer
 
     # Refuse weights that do not fit before any text is tokenized.
-    if init_from is not None and saved_tokenizer is None:
-        with runtime.distributed.local_main_first():
-            folder = find_weights(init_from)
+    with runtime.distributed.local_main_first():  # all ranks, also where other machines hold no checkpoint
+        folder = find_weights(init_from) if init_from is not None and saved_tokenizer is None else None
+    if folder is not None:
         shape, parameters, tokenizer = open_weights(folder)
         _check_shape(config.model, shape, name)
         if tokenizer is not None:
