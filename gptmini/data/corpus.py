@@ -23,7 +23,6 @@ from gptmini.data.documents import STANDARD_INPUT, Document, read_documents, rea
 from gptmini.data.find_files import find_files
 from gptmini.data.python_docs import PYTHON_DOCS
 from gptmini.errors import UserError
-from gptmini.paths import expand_home
 from gptmini.schema import did_you_mean
 
 CHUNK_BYTES = 1 << 18  # 256 KiB
@@ -153,7 +152,7 @@ def open_corpus(
     """
     entries = (corpus,) if isinstance(corpus, str) else corpus
     sources: dict[object, Callable[[], Iterable[Document]]] = {}  # by name or path: nothing is read twice
-    for entry in map(expand_home, entries):
+    for entry in map(os.path.expanduser, entries):
         if entry == STANDARD_INPUT:
             sources[entry] = read_standard_input
         elif entry in NAMED:

@@ -135,11 +135,12 @@ def find_prepared(
         split = _split(*_open(data))
         if not isinstance(tokenizer, Tokenizer):
             folder = token_cache.tokenizer_folder(tokenizer, split.digest, split.train_bytes)
-            if folder is not None and not folder.exists():
+            if folder is None:
+                tokenizer = build_tokenizer(tokenizer, split.corpus)
+            elif folder.exists():
+                tokenizer = token_cache.open_tokenizer(folder)
+            else:
                 return None
-            tokenizer = (
-                token_cache.open_tokenizer(folder) if folder else build_tokenizer(tokenizer, split.corpus)
-            )
     except UserError:  # no such text, or no such folder of a tokenizer
         return None
     folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
