@@ -5,7 +5,6 @@ folder that holds the name is synced, because only an fsync makes data or a name
 """
 
 import errno
-import itertools
 import os
 import re
 import secrets
@@ -121,13 +120,6 @@ def make_folder(path: Path) -> None:
                 if not os.path.isdir(folder):  # another process made it first
                     raise
             _sync_folder(folder.parent)
-
-
-def set_aside(path: Path) -> None:
-    """Rename a file to the first free name of metrics-1.jsonl, metrics-2.jsonl, ..., unless it is empty."""
-    if os.path.exists(path) and os.path.getsize(path):
-        names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
-        rename(path, next(name for name in names if not os.path.lexists(name)))
 
 
 def rename(path: Path, target: Path) -> None:

@@ -1,7 +1,9 @@
 """metrics.jsonl and samples.jsonl: one JSON object a line, with a checksum, written and read here only."""
 
+import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +11,7 @@ from zlib import crc32
 
 from pydantic import Field
 
-from gptmini.atomic_io import filter_lines
+from gptmini.atomic_io import filter_lines, rename
 from gptmini.errors import DamagedError
 from gptmini.schema import Section
 
@@ -106,3 +108,10 @@ def drop_lines(path: Path, schema: type[Section], last_step: int) -> int:
 
     filter_lines(path, keep)
     return foreign
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file to the first free name of metrics-1.jsonl, metrics-2.jsonl, ..., unless it is empty."""
+    if os.path.exists(path) and os.path.getsize(path):
+        names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+        rename(path, next(name for name in names if not os.path.lexists(name)))

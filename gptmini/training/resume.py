@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gptmini.atomic_io import make_folder, set_aside
+from gptmini.atomic_io import make_folder
 from gptmini.checkpoint.state import Checkpoint, TrainingState, read_state
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
@@ -18,7 +18,7 @@ from gptmini.distributed.context import DistributedContext, copy_full_
 from gptmini.errors import DamagedError, UserError
 from gptmini.model import GPT
 from gptmini.schema import validate
-from gptmini.training.log_files import LOG_FILES
+from gptmini.training.log_files import LOG_FILES, set_aside
 from gptmini.training.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 from gptmini.training.progress import Progress
 from gptmini.training.runtime import Runtime
