@@ -95,6 +95,14 @@ def test_all_that_is_damaged_is_named(run, tmp_path, capsys):
     assert all(f"{name}" in said for name in (*STEPS, "config.yaml"))
 
 
+def test_the_tokens_of_a_run_are_checked_without_its_config_too(run, tmp_path, capsys):
+    (tmp_path / RUN / "config.yaml").write_text("train: [\n")
+    assert main(["verify", RUN]) == 4
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("prepared tokens: whole")
+    assert said.err.count("config.yaml") == 1
+
+
 def test_a_config_that_was_changed_and_a_text_that_is_gone_are_said_to_be(run, tmp_path, capsys):
     config = tmp_path / RUN / "config.yaml"
     config.write_text(config.read_text().replace("max_steps: 8", "max_steps: 9"))
