@@ -17,12 +17,7 @@ def check_path(path: str) -> str:
     names = re.split(r"[/\\]", path)
     if len(path) > 4000 or max(len(name.encode(errors="surrogatepass")) for name in names) > 255:
         raise UserError(f"{path[:60]!r}... ({len(path)} characters): is too long for a path")
-    return expand_home(path)
-
-
-def expand_home(path: str) -> str:
-    """A path in which `~` or `~/...` stands for the home folder, as in a shell."""
-    return os.path.expanduser(path) if re.match(r"~([/\\]|$)", path) else path
+    return os.path.expanduser(path)
 
 
 def path_argument(value: object, needed: str = "a path is needed") -> Path:
