@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import pytest
@@ -136,10 +137,36 @@ def test_a_line_that_no_run_wrote_is_named_by_readers_and_dropped_at_a_resume(tm
     path.write_bytes(changed() + line + changed(step=2))
     with pytest.raises(DamagedError, match=r"metrics\.jsonl: line 2 is not what a run writes$"):
         list(read_metrics(path))
-    with Metrics(tmp_path, 5, 10, 100, quiet=False):
+    with Metrics(tmp_path, 5, 10, 100, quiet=True):  # --quiet is no reason to lose a line without a word
         pass
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
-    assert capsys.readouterr().out == f"{path}: dropped a line that is not what a run writes\n"
+    assert capsys.readouterr().err == f"{path}: dropped a line that is not what a run writes\n"
+
+
+@pytest.mark.parametrize(
+    ("order", "named"),
+    {
+        "a line twice": ([0, 1, 1, 2], 3),
+        "two lines swapped": ([0, 2, 1], 3),
+        "the last line first": ([2, 0, 1], 2),
+        "a line without its checksum": ([0, 1, -1], 3),
+    }.values(),
+)
+def test_lines_that_were_repeated_moved_or_stripped_of_their_checksum_are_named(tmp_path, order, named):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, [1, 2, 3])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines.append(re.sub(rb', "crc32": "[0-9a-f]+"', b"", lines[2]))
+    path.write_bytes(b"".join(lines[number] for number in order))
+    with pytest.raises(DamagedError, match=f"line {named} is not what a run writes$"):
+        list(read_metrics(path))
+
+
+def test_a_run_of_an_earlier_version_resumed_by_this_one_has_checksums_from_there_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(changed() + changed(split="val"))
+    log_steps(path, [2, 3], first_step=1)
+    assert [line["step"] for line in read_metrics(path)] == [1, 1, 2, 3]
 
 
 def test_several_foreign_lines_are_counted_in_one_printed_line(tmp_path, capsys):
@@ -147,7 +174,7 @@ def test_several_foreign_lines_are_counted_in_one_printed_line(tmp_path, capsys)
     with Metrics(tmp_path, 5, 10, 100, quiet=False):
         pass
     expected = f"{tmp_path / 'samples.jsonl'}: dropped 2 lines that are not what a run writes\n"
-    assert capsys.readouterr().out == expected
+    assert capsys.readouterr().err == expected
 
 
 def test_any_flipped_bit_of_a_line_is_noticed_or_changes_no_value_but_a_time(tmp_path):

@@ -68,6 +68,29 @@ def parse_line(line: bytes, schema: type[Section]) -> dict[str, Any] | None:
         return None
 
 
+class LineParser:
+    """`parse_line` for the lines of one file in order: none stands twice, and steps rise.
+
+    So a line that was repeated, moved or added without a checksum counts as one that no run wrote.
+    """
+
+    def __init__(self, schema: type[Section]) -> None:
+        self.schema = schema
+        self.last: tuple[int, str] = (-1, "")  # step and split; at one step, train comes before val
+        self.has_checksums = False
+
+    def __call__(self, line: bytes) -> dict[str, Any] | None:
+        """The values of the next line, or None."""
+        values = parse_line(line, self.schema)
+        if values is None:
+            return None
+        place, has_checksum = (values["step"], values.get("split", "")), b'"crc32"' in line
+        if place <= self.last or (self.has_checksums and not has_checksum):
+            return None
+        self.last, self.has_checksums = place, has_checksum
+        return values
+
+
 def _checksum(values: Mapping[str, Any]) -> str:
     """CRC-32 of the values as JSON; without the times, so that equal runs write equal checksums."""
     values = {key: value for key, value in values.items() if key not in TIMES}
@@ -81,11 +104,12 @@ def read_log(path: Path, schema: type[Section]) -> Iterator[dict[str, Any]]:
         return
     if not path.is_file():  # a pipe would make the reader wait for ever
         raise DamagedError(f"{path}: not a regular file")
+    parse = LineParser(schema)
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):  # a running process is still writing it
                 return
-            values = parse_line(line, schema)
+            values = parse(line)
             if values is None:
                 raise DamagedError(f"{path}: line {number} is not what a run writes")
             yield values
@@ -98,11 +122,11 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 def drop_lines(path: Path, schema: type[Section], last_step: int) -> int:
     """Drop the lines after `last_step` and those that no run wrote; returns the number of the latter."""
-    foreign = 0
+    foreign, parse = 0, LineParser(schema)
 
     def keep(line: bytes) -> bool:
         nonlocal foreign
-        values = parse_line(line, schema)
+        values = parse(line)
         foreign += values is None
         return values is not None and values["step"] <= last_step
 

@@ -37,9 +37,9 @@ class Metrics:
         self._files: dict[str, AppendOnlyLog] = {}
         for name, schema in LOG_FILES.items() if enabled else ():
             foreign = drop_lines(run_dir / name, schema, first_step)
-            if foreign and not quiet:
+            if foreign:
                 lines = "a line that is" if foreign == 1 else f"{foreign:,} lines that are"
-                print(f"{run_dir / name}: dropped {lines} not what a run writes", flush=True)
+                print(f"{run_dir / name}: dropped {lines} not what a run writes", file=sys.stderr)
             self._files[name] = AppendOnlyLog(run_dir / name)
 
         self._latest_loss: dict[str, float] = {}
