@@ -14,7 +14,7 @@ import vl_convert
 
 from gptmini.checkpoint import manifest
 from gptmini.cli.main import main
-from gptmini.training.log_files import SampleLine, read_log, read_metrics
+from gptmini.training.log_files import SampleLine, format_line, read_log, read_metrics
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "".join(f"Sentence {i} says that {i} times {i} is {i * i}; <b>née</b> & so on.\n" for i in range(120))
@@ -72,7 +72,7 @@ def test_text_of_a_run_stays_text(folder, monkeypatch, tmp_path):
     shutil.copytree(folder / "runs" / "first", tmp_path / "<b>{{SCRIPT}}")
     text = "{{LIBRARY}}</script><script>alert(1)</script>"
     with open(tmp_path / "<b>{{SCRIPT}}" / "samples.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": 6, "text": text}) + "\n")
+        file.write(format_line({"step": 7, "text": text}) + "\n")
     assert main(["report", "<b>{{SCRIPT}}"]) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     (run,) = content_of(page)["runs"]
@@ -153,7 +153,7 @@ def hostile(folder, monkeypatch, tmp_path):
     run = tmp_path / "<!--{{SCRIPT}}'\x1b[31m\udcff"
     shutil.copytree(folder / "runs" / "first", run)
     with open(run / "samples.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": 6, "text": HOSTILE}) + "\n")
+        file.write(format_line({"step": 7, "text": HOSTILE}) + "\n")
     config = (run / "config.yaml").read_text(encoding="utf-8")
     config = config.replace("text_field: text", f"text_field: {json.dumps(HOSTILE)}")
     (run / "config.yaml").write_text(config, encoding="utf-8")
@@ -249,7 +249,8 @@ def test_the_nan_of_a_diverged_run_leaves_a_gap_in_its_curve(folder, monkeypatch
     metrics = tmp_path / "first" / "metrics.jsonl"
     *_, last = read_metrics(metrics)
     with open(metrics, "a") as file:
-        file.write(json.dumps({**last, "loss": math.nan, "bits_per_byte": math.inf}) + "\n")
+        diverged = {"step": last["step"] + 1, "loss": math.nan, "bits_per_byte": math.inf}
+        file.write(format_line({**last, **diverged}) + "\n")
     assert main(["report", "first"]) == 0
     (run,) = content_of((tmp_path / "report.html").read_text(encoding="utf-8"))["runs"]
     assert (run["metrics"][-1]["loss"], run["metrics"][-1]["bits_per_byte"]) == (None, None)
