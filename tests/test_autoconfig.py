@@ -36,7 +36,7 @@ def test_a_run_without_a_config_is_repeated_by_the_yaml_it_prints(text, capsys):
     out = capsys.readouterr().out
     printed = out.partition("\n\n")[2].partition("\n\n")[0]
     assert load_config("runs/my_text/config.yaml").model_dump() == load_config_text(printed)
-    assert "one step long" not in out
+    assert "steps long" not in out
     assert 8 <= yaml.safe_load(printed)["train"]["max_steps"] <= 12
     Path("again.yaml").write_text(printed)
     assert train("again.yaml", "--train.out-dir", "again", "--quiet") == 0
@@ -72,20 +72,27 @@ def last_step(run: str) -> int:
 
 def test_a_finished_run_is_trained_for_some_minutes_more(text, capsys):
     assert train("--data.corpus", text, "--minutes", "0.0001", *SMALL) == 0
-    assert last_step("runs/my_text") == 1
+    assert last_step("runs/my_text") == 2
     assert train("--data.corpus", text, "--minutes", "0.2", "--resume") == 0
     out = capsys.readouterr().out
     assert "0.2 minutes more on cpu" in out
-    assert "train.max_steps was 1 and is now " in out
+    assert "train.max_steps was 2 and is now " in out
     assert "it rises again" in out
     extended = load_config("runs/my_text/config.yaml").train
-    assert 8 <= extended.max_steps == last_step("runs/my_text") <= 13
-    assert extended.eval_interval > 1  # chosen anew: the one-step run had 1
+    assert 8 <= extended.max_steps == last_step("runs/my_text") <= 14
+    assert extended.eval_interval > 1  # chosen anew: the run of two steps had 1
     # from here on it resumes as any other run
     shutil.copytree("runs/my_text", "copy")
     shutil.rmtree(CheckpointStore(Path("runs/my_text"), keep=1).path(extended.max_steps))
     assert train("--data.corpus", text, "--resume", "--quiet") == 0
     assert weights("runs/my_text") == weights("copy")
+
+
+def test_however_few_minutes_there_are_something_is_learned(text):
+    assert train("--data.corpus", text, "--minutes", "0.0001", *SMALL) == 0
+    begun = weights("runs/my_text")
+    assert train("--data.corpus", text, "--minutes", "0.0001", "--resume", "--quiet") == 0
+    assert weights("runs/my_text") != begun
 
 
 def test_a_run_with_a_config_goes_on_for_some_minutes_with_its_own_intervals(text, capsys):
@@ -159,6 +166,6 @@ def test_the_dry_run_times_real_steps(tmp_path, monkeypatch, capsys):
     Path("text.txt").write_text(TEXT * 100)
     monkeypatch.setattr(autoconfig, "SIZES", SIZES[:1])
     assert train("--data.corpus", "text.txt", "--minutes", "0.01") == 0
-    advice = "took all of the time, so the run is one step long; continue it with --resume --minutes N"
+    advice = "took all of the time, so the run is 2 steps long; continue it with --resume --minutes N"
     assert advice in capsys.readouterr().out
     assert CheckpointStore(Path("runs/text"), keep=1).latest()[0] is not None

@@ -25,6 +25,7 @@ from gptmini.training.resume import refuse_used_folder, saved_tokenizer
 from gptmini.training.runtime import Runtime, start_runtime
 
 MINUTES = 5.0
+FEWEST_STEPS = 2  # the last step of a linear decay is at a rate of 0: of one step nothing is learned
 EVALUATIONS = 10  # per run, and half as many samples
 MEMORY_FRACTION = 0.4  # of the device's memory, for activations and logits
 BYTES_PER_TOKEN = 3  # roughly, of BPE at these vocabulary sizes
@@ -113,10 +114,10 @@ def choose_config(
         steps = count_steps(left, *measured)
         chosen |= choose_steps(steps)
         config = load_config(None, chosen | overrides)
-        if steps < 1:
+        if steps < FEWEST_STEPS:
             warning = (
-                "\nwarning: preparing the text and the dry run took all of the time, so the run is one step "
-                "long; continue it with --resume --minutes N\n"
+                "\nwarning: preparing the text and the dry run took all of the time, so the run is "
+                f"{FEWEST_STEPS} steps long; continue it with --resume --minutes N\n"
             )
     if not quiet:
         chosen_yaml = dump_config(config, complete=False)
@@ -145,7 +146,7 @@ def extend_config(
     model, data = build_model_and_data(config, runtime, quiet, saved_tokenizer(store, config))
     measured = dry_run(config, runtime, model, data, seconds)
     more = count_steps(seconds, *measured, config.train.eval_interval if keep_intervals else None)
-    max_steps = steps[-1] + max(1, more)
+    max_steps = steps[-1] + max(FEWEST_STEPS, more)
     if not quiet:
         print(
             f"{seconds / 60:g} minutes more on {runtime}: train.max_steps was {config.train.max_steps} and "
@@ -219,8 +220,8 @@ def choose_values(size: Size, tokens: int, text_bytes: int) -> dict[str, Any]:
 
 
 def choose_steps(max_steps: int) -> dict[str, Any]:
-    """Dotted config keys that follow from the number of steps; at least one step."""
-    max_steps = max(1, max_steps)
+    """Dotted config keys that follow from the number of steps; at least FEWEST_STEPS."""
+    max_steps = max(FEWEST_STEPS, max_steps)
     eval_interval = math.ceil(max_steps / EVALUATIONS)
     return {
         "optim.warmup_steps": min(100, max_steps // 20),
