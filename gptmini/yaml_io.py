@@ -40,7 +40,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if len(data) > _MOST_BYTES:
         raise UserError(f"{path}: larger than {_MOST_BYTES >> 20} MiB, so it is no config")
     if b"\0" in data:
-        raise UserError(f"{path}: not UTF-8 text: it holds a zero byte, as UTF-16 does; save it as UTF-8")
+        raise UserError(
+            f"{path}: not UTF-8 text: it holds a zero byte, as UTF-16 and UTF-32 do; save it as UTF-8"
+        )
     try:
         values = parse_yaml(text)
     except yaml.MarkedYAMLError as error:

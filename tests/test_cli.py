@@ -487,7 +487,7 @@ def test_a_mistake_is_one_line_that_says_what_is_needed(args, capsys, tmp_path, 
         (b"train: [", "line 1"),
         (b"train: {max_steps: 'x'}", "train.max_steps = 'x': needs a whole number"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        ("train: {}".encode("utf-16-le"), "it holds a zero byte, as UTF-16 does; save it as UTF-8"),
+        ("train: {}".encode("utf-16-le"), "it holds a zero byte, as UTF-16 and UTF-32 do; save it as UTF-8"),
         (b"train: {}\n#" + b" " * (1 << 20), "larger than 1 MiB, so it is no config"),
         (b"train: !!python/object:os.system {}", "tags such as tag:yaml.org,2002:python/object:os.system"),
         (b"train: {<<: {seed: 1}}", "unknown key 'train.<<'"),
@@ -549,9 +549,10 @@ def test_bad_prompts_are_one_line(run, capsys, tmp_path):
     (tmp_path / "prompt.txt").write_bytes(b"to \xff")
     line = fails(capsys, "generate", run, "--prompt-file", tmp_path / "prompt.txt")
     assert "prompt.txt: not UTF-8 text (byte 3)" in line
-    (tmp_path / "prompt.txt").write_bytes("to be".encode("utf-16"))
-    line = fails(capsys, "generate", run, "--prompt-file", tmp_path / "prompt.txt")
-    assert "prompt.txt: seems to be UTF-16 text: save it as UTF-8" in line
+    for encoding, name in (("utf-16", "UTF-16"), ("utf-16-le", "UTF-16"), ("utf-32-be", "UTF-32")):
+        (tmp_path / "prompt.txt").write_bytes("to be".encode(encoding))
+        line = fails(capsys, "generate", run, "--prompt-file", tmp_path / "prompt.txt")
+        assert f"prompt.txt: seems to be {name} text: save it as UTF-8" in line
     assert "the character '\\udc80'" in fails(capsys, "generate", run, "--prompt", "a\udc80")
 
 

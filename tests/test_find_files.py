@@ -82,7 +82,7 @@ def test_a_folder_and_a_glob_follow_the_same_links_each_once(tmp_path):
 def test_a_link_that_leads_nowhere_is_one_line(tmp_path, name):
     make(tmp_path, "a.txt")
     (tmp_path / name).symlink_to(name if name == "l.txt" else "nowhere")
-    for entry in (tmp_path, tmp_path / name):
+    for entry in (tmp_path, tmp_path / name, tmp_path / "*", tmp_path / "**" / "*.txt"):
         with pytest.raises(UserError, match=rf"{name}: cannot be read: (Too many levels|No such file)"):
             texts(open_corpus(str(entry)))
 

@@ -147,13 +147,17 @@ def _read_prompt(options: GenerateOptions) -> str:
     source = options.prompt_file or "standard input"
     try:
         data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
-        return data.decode("utf-8-sig").removesuffix("\n")  # without a byte order mark
-    except UnicodeDecodeError as error:
-        what = describe_format(data[:4096])
-        reason = f"seems to be {what}" if what else f"not UTF-8 text (byte {error.start})"
-        raise UserError(f"{source}: {reason}") from None
     except OSError as error:
         raise read_error(source, error) from None
+    what = describe_format(data[:4096])
+    reason = f"seems to be {what}"
+    try:
+        if what is None or b"\0" not in data:  # UTF-16 and UTF-32 may be UTF-8 as well, with zero bytes
+            return data.decode("utf-8-sig").removesuffix("\n")  # without a byte order mark
+    except UnicodeDecodeError as error:
+        if what is None:
+            reason = f"not UTF-8 text (byte {error.start})"
+    raise UserError(f"{source}: {reason}")
 
 
 def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any]) -> Iterable[str]:

@@ -47,16 +47,14 @@ def find_files(entry: str, key: str) -> list[Path]:
                 f"{key} = {entry}: this folder is a run, a model or a cache, which are left out of a corpus; "
                 "name the files in it that you want"
             )
-        files = [file for file in files if format_suffix(file) in TEXT_SUFFIXES]
-        # not pipes and devices; reading a broken link says what is wrong with it
-        files = [file for file in files if os.path.isfile(file) or not os.path.exists(file)]
-        if not (files := [file for file in files if not _is_report(file)]):
+        files = [file for file in files if format_suffix(file) in TEXT_SUFFIXES and _is_text(file)]
+        if not files:
             raise UserError(
                 f"{key} = {entry}: this folder holds no text file; the suffixes read from a folder are "
                 f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
             )
         return sorted(files)
-    if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):  # a broken link, as above
+    if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):  # a broken link, as below
         return [path]
     if os.path.exists(path):
         raise UserError(
@@ -64,7 +62,7 @@ def find_files(entry: str, key: str) -> list[Path]:
             f"give {STANDARD_INPUT} instead"
         )
     if glob.has_magic(entry):
-        files = sorted({file for file in _match(path) if os.path.isfile(file) and not _is_report(file)})
+        files = sorted({file for file in _match(path) if _is_text(file)})
         if not files:
             left_out = " (** leaves out runs, models and caches)" if "**" in entry else ""
             raise UserError(f"{key} = {entry}: no file matches this pattern{left_out}")
@@ -110,12 +108,15 @@ def _match(pattern: Path) -> Iterator[Path]:
             yield from _match(Path(glob.escape(str(folder)), *rest))
 
 
-def _is_report(file: Path) -> bool:
-    """Whether a file is a page that gptmini wrote."""
+def _is_text(file: Path) -> bool:
+    """Whether what a folder holds or a glob matches is read: no folder, pipe or page that gptmini wrote."""
+    if not os.path.isfile(file):
+        # reading a broken link says what is wrong with it; one without suffix may have led to a folder
+        return file.suffix != "" and not os.path.exists(file)
     if file.suffix == ".html":
         with suppress(OSError), open(file, "rb") as page:  # reading it later says what is wrong
-            return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is not None
-    return False
+            return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is None
+    return True
 
 
 def _is_no_corpus(names: list[str]) -> bool:
