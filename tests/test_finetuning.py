@@ -199,10 +199,10 @@ def test_embeddings_padded_past_the_tokenizer_are_taken_and_saved_without_paddin
     assert padded.config.vocab_size == 320
     padded.save_pretrained(gpt2)
     model, tokenizer = gptmini.load(gpt2, device="cpu")
-    assert (model.config.vocab_size, len(tokenizer)) == (320, 300)
+    assert model.config.vocab_size == len(tokenizer) == 300
     assert gptmini.evaluate(model, tokenizer, corpus.read_text()).loss > 0
     gptmini.save(corpus.parent / "again", model, tokenizer)
-    assert gptmini.load(corpus.parent / "again", device="cpu")[0].config.vocab_size == 320
+    assert GPT2LMHeadModel.from_pretrained(corpus.parent / "again").config.vocab_size == 300
     assert main(["evaluate", str(gpt2), "--corpus", str(corpus)]) == 0
     assert main(["export", str(gpt2), "--output", str(corpus.parent / "m.gguf")]) == 0
     # the padding is gone, in the resumed run too

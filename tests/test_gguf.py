@@ -14,6 +14,8 @@ import torch
 
 import gptmini
 from gptmini.checkpoint.gguf import export_gguf
+from gptmini.checkpoint.gpt2_directory import save
+from gptmini.checkpoint.store import load_model
 from gptmini.cli.main import main
 from gptmini.config import GPTConfig, TokenizerConfig
 from gptmini.data.corpus import open_corpus
@@ -109,7 +111,9 @@ def test_what_cannot_be_exported_is_one_line(make, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"")
     with pytest.raises(UserError, match=r"m\.gguf: exists already"):
         export_gguf(tmp_path / "m.gguf", model, tokenizer, "float16")
-    with pytest.raises(UserError, match="320 tokens and the model 257: they do not belong together"):
+    with pytest.raises(
+        UserError, match="320 tokens and the embedding 257 rows, but GGUF needs a row for each"
+    ):
         export_gguf(tmp_path / "n.gguf", make("bytes")[0], tokenizer, "float16")
 
 
@@ -122,7 +126,8 @@ def test_rows_that_pad_the_embedding_are_left_out_so_that_nothing_samples_them(m
         weights[name] = torch.cat([weights[name], 9 * torch.ones(64, 64)])  # which any sampler would choose
     padded.load_state_dict(weights)
     export_gguf(tmp_path / "m.gguf", model, tokenizer, dtype)
-    export_gguf(tmp_path / "padded.gguf", padded, tokenizer, dtype)
+    save(tmp_path / "padded", padded, tokenizer)
+    export_gguf(tmp_path / "padded.gguf", *load_model(tmp_path / "padded"), dtype)
     plain, found = (values_of(gguf.GGUFReader(tmp_path / name)) for name in ("m.gguf", "padded.gguf"))
     assert all(np.array_equal(found[name], values) for name, values in plain.items())
 
@@ -273,7 +278,8 @@ def test_a_llama_cpp_server_writes_the_same_greedy_text_also_without_the_padding
     for name in ("token_embedding.weight", "lm_head.weight"):
         weights[name] = torch.cat([weights[name], 9 * torch.ones(rows - tokenizer.vocab_size, 64)])
     padded.load_state_dict(weights)
-    export_gguf(tmp_path / "m.gguf", padded, tokenizer, "float32")
+    save(tmp_path / "padded", padded, tokenizer)
+    export_gguf(tmp_path / "m.gguf", *load_model(tmp_path / "padded"), "float32")
     options = xllamacpp.CommonParams()
     options.model.path, options.n_ctx, options.warmup, options.n_parallel = (
         str(tmp_path / "m.gguf"),

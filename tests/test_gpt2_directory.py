@@ -145,7 +145,7 @@ def test_what_cannot_be_saved_is_one_line_and_writes_nothing(model, tmp_path):
         ("new", nn.Linear(2, 2), None, "model is a Linear, but must be a gptmini.GPT"),
         ("new", rounded, None, "rounded for generating: load it with precision fp32"),
         ("new", untied, None, "parameter lm_head.weight has no place in GPT-2"),
-        ("new", small, TOKENIZER, "the tokenizer has 257 tokens, but the model only 100"),
+        ("new", small, TOKENIZER, "the tokenizer has 257 tokens, but the model's embedding only 100"),
     ]:
         with pytest.raises(UserError, match=message) as refusal:
             save(tmp_path / path, refused, tokenizer)

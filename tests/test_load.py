@@ -10,8 +10,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import gptmini
 from gptmini.checkpoint.store import load_model
+from gptmini.cli.main import main
+from gptmini.config import GPTConfig
 from gptmini.errors import UserError
 from gptmini.generation.cpu_linear import BF16Linear, Int8Linear, PartitionedLinear
+from gptmini.model import GPT
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -97,3 +100,57 @@ def test_a_float32_model_trains_and_copies_as_the_plain_one(folder):
         torch.testing.assert_close(fast(TOKENS), plain(TOKENS), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(copied(TOKENS), before, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(fast(TOKENS), before, atol=1e-2)
+
+
+def save_with_tokenizer(folder, tokenizer, vocab_size):
+    """A random model of `vocab_size` embeddings beside a tokenizer, as other programs may leave them."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=32, context_length=32))
+    model.token_embedding.weight.data[257:] = 1.0
+    gptmini.save(folder, model)
+    tokenizer.save(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_ids_that_only_pad_the_embedding_are_no_tokens_of_what_load_returns(tmp_path, precision):
+    padded = save_with_tokenizer(tmp_path / "m", gptmini.Tokenizer.train("", "bytes"), 320)
+    model, tokenizer = gptmini.load(tmp_path / "m", device="cpu", precision=precision)
+    assert model.config.vocab_size == model(TOKENS).shape[-1] == 257
+    tokens = gptmini.generate(model, TOKENS[0], max_new_tokens=200, seed=1, temperature=2)
+    tokenizer.decode(tokens)
+    if precision == "fp32":
+        assert torch.equal(load_model(tmp_path / "m")[0](TOKENS), padded(TOKENS)[..., :257])
+        gptmini.save(tmp_path / "again", model, tokenizer)
+        assert GPT2Config.from_pretrained(tmp_path / "again").vocab_size == 257
+
+
+def test_a_tokenizer_may_have_special_tokens_that_the_model_lacks_and_no_others(tmp_path, capsys):
+    tokenizer = gptmini.Tokenizer.train("", "bytes")
+    save_with_tokenizer(tmp_path / "bytes", tokenizer, 256)  # without end of text
+    model, tokenizer = gptmini.load(tmp_path / "bytes", device="cpu")
+    (text,) = gptmini.generate_text(model, tokenizer, "a", max_new_tokens=5, seed=1)
+    assert text.startswith("a")
+    assert gptmini.evaluate(model, tokenizer, "é").loss > 0
+    gptmini.save(tmp_path / "again", model, tokenizer)
+    assert main(["export", str(tmp_path / "bytes"), "--output", str(tmp_path / "m.gguf")]) == 2
+    assert "257 tokens and the embedding 256 rows, but GGUF needs a row for each" in capsys.readouterr().err
+
+    save_with_tokenizer(tmp_path / "few", tokenizer, 200)
+    refused = (
+        r"few: the tokenizer has 257 tokens, but the model's embedding only 200 rows: they do not belong"
+    )
+    for read in (gptmini.load, load_model):
+        with pytest.raises(UserError, match=refused):
+            read(tmp_path / "few")
+    folder = str(tmp_path / "few")
+    for arguments in (
+        ["generate", "--prompt", "a"],
+        ["evaluate", "--corpus", __file__],
+        ["export"],
+        ["verify"],
+    ):
+        assert main([arguments[0], folder, *arguments[1:]]) == 2
+        error = capsys.readouterr().err
+        assert "only 200 rows" in error
+        assert error.count("\n") == 1

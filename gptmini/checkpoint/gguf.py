@@ -30,11 +30,11 @@ def export_gguf(
     """Write the GGUF file; returns what was written, in words.
 
     Vectors and positions stay float32, as readers expect. q8_0 stores 32 weights of a row as int8 with one
-    float16 scale; where a row is no multiple of 32 long, float16 is used. Rows of the embedding that no token
-    has, as in a vocabulary padded to a multiple of 64, are left out, so that no reader samples them.
+    float16 scale; where a row is no multiple of 32 long, float16 is used.
 
-    Raises UserError where there is a file already, the gguf package is missing, a weight is too large for
-    `dtype`, or the tokenizer is not byte-level BPE: GGUF knows no other kind that splits text as ours do.
+    Raises UserError where there is a file already, the gguf package is missing, tokens and rows of
+    the embedding differ in number, a weight is too large for `dtype`, or the tokenizer is not byte-level
+    BPE: GGUF knows no other kind that splits text as ours do.
     DamagedError for weights that are NaN or infinite; OSError where the file cannot be written, or does not
     read back as it was written.
     """
@@ -50,10 +50,11 @@ def export_gguf(
             "the tokenizer has one token for each character, which GGUF cannot say: only models with "
             "tokenizer.kind = bpe, bytes or gpt2 can be exported"
         )
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: they do not "
-            "belong together"
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the embedding {config.vocab_size} rows, "
+            "but GGUF needs a row for each token: add rows (resize_token_embeddings of transformers), or "
+            "take special tokens that have none out of tokenizer.json"
         )
     kinds = gguf.GGMLQuantizationType
     wanted = {"float32": kinds.F32, "float16": kinds.F16, "q8_0": kinds.Q8_0}[dtype]
@@ -97,8 +98,6 @@ def export_gguf(
     for gpt2_name, tensor in only_finite(to_gpt2(model.state_dict(), config).items(), "model"):
         name = gguf_names.get_name(gpt2_name, (".weight", ".bias"))
         assert name is not None, gpt2_name
-        if name == "token_embd.weight":
-            tensor = tensor[: tokenizer.vocab_size]
         values = tensor.float().numpy()
         if ".h." in gpt2_name:
             values = values.T  # GPT-2's projections are (in, out), GGUF's (out, in); vectors stay

@@ -38,11 +38,8 @@ def save(path: str | Path, model: nn.Module, tokenizer: Tokenizer | None = None)
         raise UserError(f"{target}: exists already; choose another folder")
     gpt = unwrap(model)
     weights = _float_weights(gpt)
-    if tokenizer is not None and tokenizer.vocab_size > gpt.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {gpt.config.vocab_size}: "
-            "they do not belong together"
-        )
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, gpt.config.vocab_size)
     atomic_io.make_folder(target.absolute().parent)
     with atomic_io.new_folder(target) as folder:
         for name, content in gpt2_files(weights, gpt.config, tokenizer).items():
@@ -83,6 +80,27 @@ def read_gpt2(folder: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
             raise UserError(f"{folder}: {error}") from None
 
     return config, read()
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise UserError where a token of text has no row in the embedding; special tokens may lack theirs."""
+    if any(tokenizer.tokens[vocab_size:]):
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding only {vocab_size} "
+            "rows: they do not belong together, so give the tokenizer that the model was trained with"
+        )
+
+
+def drop_padding(
+    config: GPTConfig, parameters: Iterable[tuple[str, Tensor]], tokenizer: Tokenizer
+) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]]]:
+    """The same model without the rows that pad its embedding past the tokenizer, whose ids are no tokens."""
+    vocab_size = min(config.vocab_size, tokenizer.vocab_size)
+    cut = config.vocab_size - vocab_size
+    return config.model_copy(update={"vocab_size": vocab_size}), (
+        (name, value[:vocab_size].clone() if cut and name == "token_embedding.weight" else value)
+        for name, value in parameters
+    )
 
 
 def only_finite(parameters: Iterable[tuple[str, Tensor]], source: object) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,13 @@ from typing import TypeVar
 from torch import Tensor
 
 from gptmini import atomic_io
-from gptmini.checkpoint.gpt2_directory import build_model, gpt2_files, read_gpt2
+from gptmini.checkpoint.gpt2_directory import (
+    build_model,
+    check_vocabulary,
+    drop_padding,
+    gpt2_files,
+    read_gpt2,
+)
 from gptmini.checkpoint.manifest import (
     MANIFEST,
     OPTIMIZER,
@@ -46,6 +52,7 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer | 
 
     `path` is a run folder (its best checkpoint, else its latest), one step's folder, or any Hugging Face
     GPT-2 directory with safetensors weights, whole or sharded; the tokenizer is None where it holds none.
+    Rows that pad the embedding past the tokenizer are dropped.
     Takes as much memory as the weights in float32, plus one tensor.
 
     Raises UserError if there is no checkpoint, or one that this version cannot read; DamagedError, naming
@@ -81,7 +88,14 @@ def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], T
     elif not (path / "config.json").exists():
         raise UserError(f"{path}: holds no checkpoint: there is neither checkpoints/ nor config.json in it")
     config, parameters = read_gpt2(path)
-    return config, parameters, load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    if tokenizer is None:
+        return config, parameters, None
+    try:
+        check_vocabulary(tokenizer, config.vocab_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return *drop_padding(config, parameters, tokenizer), tokenizer
 
 
 def is_step_folder(folder: Path) -> bool:

@@ -23,10 +23,9 @@ def build_model_and_data(
     """The model with its initial weights, and the tokenized corpus; the two share a tokenizer.
 
     With `train.init_from`, weights and tokenizer come from there, a folder or a name on the Hugging Face Hub
-    (positions past a shorter `model.context_length` are dropped, and rows of the embedding that no token
-    has); otherwise the weights are random, decided by `train.seed` alone. With `saved_tokenizer`, that of a
-    checkpoint whose weights are put in later, neither is looked for. Raises UserError if the config asks for
-    another shape or tokenizer.
+    (positions past a shorter `model.context_length` are dropped); otherwise the weights are random, decided
+    by `train.seed` alone. With `saved_tokenizer`, that of a checkpoint whose weights are put in later,
+    neither is looked for. Raises UserError if the config asks for another shape or tokenizer.
     """
     init_from, length = config.train.init_from, config.model.context_length
     name = f"train.init_from = {init_from}"  # in messages
@@ -44,9 +43,8 @@ def build_model_and_data(
     with runtime.distributed.local_main_first():  # one rank writes the token files, the others find them
         data = prepare(config.data, tokenizer or config.tokenizer, length, quiet)
     vocab_size = data.tokenizer.vocab_size
-    padding = 0 if shape is None else shape.vocab_size - vocab_size  # rows of the embedding that no token has
-    if padding < 0 or (padding and tokenizer is None):
-        raise UserError(f"the tokenizer's vocab_size = {vocab_size}, but {name} has {vocab_size + padding}")
+    if shape is not None and shape.vocab_size != vocab_size:
+        raise UserError(f"the tokenizer's vocab_size = {vocab_size}, but {name} has {shape.vocab_size}")
 
     distributed = runtime.distributed
     model_config = GPTConfig(vocab_size=vocab_size, **config.model.model_dump())
@@ -60,8 +58,8 @@ def build_model_and_data(
     ours = dict(model.named_parameters())
     with torch.no_grad():
         for parameter_name, value in parameters or ():
-            rows = {"position_embedding.weight": length, "token_embedding.weight": vocab_size}
-            copy_full_(ours[parameter_name], value[: rows.get(parameter_name)])
+            rows = length if parameter_name == "position_embedding.weight" else None
+            copy_full_(ours[parameter_name], value[:rows])
     return model, data
 
 
