@@ -138,9 +138,16 @@ def sync_folders(path: Path) -> None:
         _sync_folder(path)
 
 
-def remove_files(folder: Path, names: Collection[str]) -> None:
-    """Delete these files of a folder, not what links point to, and each folder left empty, itself too."""
-    with _errors_name_path(folder):
+def remove_files(folder: Path, names: Collection[str], path: Path) -> None:
+    """Delete these files of a folder, not what links point to, and each folder left empty, itself too.
+
+    A folder that is a link itself is deleted as one. An OSError names `path`, under which the user knows it.
+    """
+    with _errors_name_path(path):
+        if os.path.islink(folder):
+            _delete(folder)
+            _sync_folder(folder.parent)
+            return
         for parent, _, files in os.walk(folder, topdown=False):
             for file in files:
                 if Path(parent, file).relative_to(folder).as_posix() in names:

@@ -162,6 +162,53 @@ def test_a_step_folder_of_links_loads_as_the_hubs_cache_lays_it(store, tmp_path)
     assert len(files(blobs)) == 8  # pruned are the links
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_step_that_is_a_link_is_pruned_as_a_link(store, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    save(store, 1).rename(elsewhere)
+    store.path(1).symlink_to(elsewhere)
+    before = files(elsewhere)
+    for step in (2, 3):
+        save(store, step)
+    assert store.steps() == [2, 3]
+    assert sorted(os.listdir(store.folder)) == ["step-00000002", "step-00000003"]
+    assert files(elsewhere) == before
+    verify(elsewhere)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+@pytest.mark.parametrize("target", ["checkpoint", "empty folder", "nothing"])
+def test_a_link_that_a_killed_run_was_removing_is_removed(store, tmp_path, target):
+    elsewhere = tmp_path / "elsewhere"
+    if target == "checkpoint":
+        save(store, 1).rename(elsewhere)
+    elif target == "empty folder":
+        elsewhere.mkdir()
+    store.folder.mkdir(parents=True, exist_ok=True)
+    (store.folder / ".gptmini-removed-step-00000001").symlink_to(elsewhere)
+    before = files(elsewhere)
+    store.clean()
+    assert os.listdir(store.folder) == []
+    assert files(elsewhere) == before
+    assert elsewhere.exists() == (target != "nothing")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_step_that_is_a_link_to_nothing_is_no_checkpoint_and_is_replaced(store, tmp_path):
+    store.folder.mkdir(parents=True)
+    store.path(1).symlink_to(tmp_path / "unmounted")
+    assert store.steps() == []
+    verify(save(store, 1))
+    assert not store.path(1).is_symlink()
+
+
+def test_a_step_that_cannot_be_removed_is_named_as_the_user_knows_it(store, monkeypatch):
+    monkeypatch.setattr(os, "unlink", lambda *args: os.stat("no such"))
+    with pytest.raises(OSError, match=r"run/checkpoints/step-00000001'$"):
+        for step in (1, 2, 3):
+            save(store, step)
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.EACCES])
 def test_what_the_machine_cannot_read_just_now_is_not_called_damaged_and_stays(store, monkeypatch, number):
     for step in (1, 2):

@@ -180,7 +180,7 @@ class CheckpointStore:
             found = sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
             steps = [step for step in found if holds_checkpoint(self.path(step))]
             # a run that trains may have replaced the only one since it was listed
-            if steps or all(self.path(step).exists() for step in found):
+            if steps or all(os.path.lexists(self.path(step)) for step in found):
                 return steps
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -298,9 +298,11 @@ class CheckpointStore:
         self._delete_files(removed, names)
 
     def _delete_files(self, removed: Path, names: Iterable[str] = ()) -> None:
-        with suppress(DamagedError):
-            names = {*names, *read_manifest(removed)}
-        atomic_io.remove_files(removed, {*names})
-        atomic_io.remove_files(removed, [MANIFEST])  # last: after a crash it says what is to go
+        path = self.folder / removed.name.removeprefix(_REMOVED)
+        if not removed.is_symlink():  # such a one goes as a link, whatever it leads to
+            with suppress(DamagedError):
+                names = {*names, *read_manifest(removed)}
+        atomic_io.remove_files(removed, {*names}, path)
+        atomic_io.remove_files(removed, [MANIFEST], path)  # last: after a crash it says what is to go
         if removed.exists():
-            atomic_io.rename(removed, self.folder / removed.name.removeprefix(_REMOVED))
+            atomic_io.rename(removed, path)

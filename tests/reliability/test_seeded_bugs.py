@@ -195,7 +195,7 @@ BUGS = [
         "files of others are deleted",
         checks.check_strays,
         store,
-        "        atomic_io.remove_files(removed, {*names})\n",
+        "        atomic_io.remove_files(removed, {*names}, path)\n",
         "        atomic_io.remove_folder(removed)\n        return\n",
     ),
     (
