@@ -28,6 +28,7 @@ SECTIONS = {
     "train": {"out_dir": "run", "max_steps": 4, "batch_size": 2, "eval_interval": 2, "log_interval": 1},
     "runtime": {"device": "cpu", "precision": "fp32", "threads": 1},
 }
+NEEDS_LINKS = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,27 @@ def folder(tmp_path, monkeypatch):
 
 def config_with(**sections):
     return Config.model_validate({key: keys | sections.get(key, {}) for key, keys in SECTIONS.items()})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("GPTMINI_CACHE_DIR", str(folder / "cache"))
+        Path("text.txt").write_text("The cat sat on the mat. " * 60, encoding="utf-8")
+        train(config_with(), quiet=True)
+        gptmini.save("hub", *gptmini.load("run"))
+    return folder
+
+
+@pytest.fixture
+def shared_run(finished, folder):
+    """A copy of a finished run and of its model, in the current directory."""
+    for name in ("run", "hub"):
+        shutil.copytree(finished / name, folder / name)
+    if sys.platform != "win32":
+        Path("linked").symlink_to("run/checkpoints")
 
 
 def files_of(folder):
@@ -101,6 +123,50 @@ def test_a_pipe_in_place_of_a_file_is_one_line(name, capsys):
         train(config_with(train={"max_steps": 5}), resume=True, quiet=True)
     if name != "config.yaml":
         assert main(["report", "run"]) in (2, 4)
+
+
+@pytest.mark.parametrize("stray", ["step-00000004", "step-00000006", None])
+def test_a_file_in_place_of_a_steps_folder_is_named_before_any_step(stray, capsys):
+    train(config_with(), quiet=True)
+    remove_step("run", 4)
+    checkpoints = Path("run/checkpoints")
+    if stray is None:
+        shutil.rmtree(checkpoints)
+    path = checkpoints / stray if stray else checkpoints
+    path.touch()
+    before = files_of("run")
+    Path("c.yaml").write_text(dump_config(config_with(train={"max_steps": 8})), encoding="utf-8")
+    assert main(["train", "c.yaml", "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert f"train.out_dir = run: its {path.relative_to('run')} is not a folder; remove it" in said
+    assert files_of("run") == before
+    path.unlink()
+    assert main(["train", "c.yaml", "--resume", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("run/checkpoints/step-00000002", "is a checkpoint"),
+        ("run/checkpoints/step-00000002/training", "lies in the checkpoints of a run"),
+        ("run/checkpoints/another", "lies in the checkpoints of a run"),
+        ("run/checkpoints", "lies in the checkpoints of a run"),
+        pytest.param("linked/another", "lies in the checkpoints of a run", marks=NEEDS_LINKS),
+        ("hub", "is a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_does_not_start_among_checkpoints(shared_run, place, message, resume):
+    before = files_of(".")
+    with pytest.raises(UserError, match=f"^train.out_dir = {place}: {message}; choose another folder$"):
+        train(config_with(train={"out_dir": place}), resume=resume, quiet=True)
+    assert files_of(".") == before
+
+
+@pytest.mark.parametrize("place", ["checkpoints/mine", "run/mine", "run/checkpoints/../../mine"])
+def test_a_run_may_start_beside_another(shared_run, place):
+    train(config_with(train={"out_dir": place, "max_steps": 1}), quiet=True)
+    assert steps_of(place) == [1]
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_begun_anew(monkeypatch):

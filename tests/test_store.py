@@ -203,10 +203,11 @@ def test_a_step_that_is_a_link_to_nothing_is_no_checkpoint_and_is_replaced(store
 
 
 def test_a_step_that_cannot_be_removed_is_named_as_the_user_knows_it(store, monkeypatch):
+    save(store, 1)
+    save(store, 2)
     monkeypatch.setattr(os, "unlink", lambda *args: os.stat("no such"))
     with pytest.raises(OSError, match=r"run/checkpoints/step-00000001'$"):
-        for step in (1, 2, 3):
-            save(store, step)
+        save(store, 3)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.EACCES])

@@ -1,6 +1,7 @@
 """gptmini verify: what it says of a run, a step's folder and a GPT-2 directory, whole and damaged."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,51 @@ def test_a_folder_without_a_run_is_refused(run, capsys):
     Path("empty").mkdir()
     assert main(["verify", "empty"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strays", [["config.yaml"], ["config.yaml", "metrics.jsonl", "checkpoints/x"]])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_checkpoint_with_strays_of_a_run_is_no_run(run, tmp_path, capsys, strays, damage):
+    step = tmp_path / STEPS[0]
+    for name in strays:
+        (step / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / RUN / "config.yaml", step / name)
+    assert main(["verify", STEPS[0]]) == 0
+    assert capsys.readouterr().out.startswith(f"{STEPS[0]}: whole")
+    if damage == "flipped":
+        flip(step / "model.safetensors")
+    else:
+        (step / "model.safetensors").unlink()
+    assert main(["verify", STEPS[0]]) == 4
+    assert "model.safetensors" in capsys.readouterr().err
+    assert main(["generate", STEPS[0]]) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_snapshot_of_the_hub_beside_a_runs_files_is_no_run(run, tmp_path, capsys, damage, name):
+    shutil.copytree(STEPS[0], "snapshot")
+    for file in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(f"{RUN}/{file}", "snapshot")
+    (tmp_path / "blob").write_bytes(Path("snapshot", name).read_bytes())
+    Path("snapshot", name).unlink()
+    Path("snapshot", name).symlink_to(tmp_path / "blob")
+    assert main(["verify", "snapshot"]) == 0
+    damage(tmp_path / "blob")
+    assert main(["verify", "snapshot"]) == 4
+    assert name in capsys.readouterr().err
+
+
+def test_a_run_of_which_only_the_checkpoints_stay_lacks_its_config(run, tmp_path, capsys):
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl"):
+        (tmp_path / RUN / name).unlink()
+    assert main(["verify", RUN]) == 4
+    said = capsys.readouterr()
+    assert said.err == f"gptmini: {RUN}/config.yaml: is missing; train CONFIG.yaml --resume writes it anew\n"
+    assert "prepared tokens: whole" in said.out
+
+
+def test_a_config_file_given_for_its_run_is_said_to_be_a_file(run, capsys):
+    assert main(["verify", f"{RUN}/config.yaml"]) == 2
+    assert f"{RUN}/config.yaml: is a file; give the run's folder" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
         )
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
-    if (path / "checkpoints").is_dir():
+    if is_run_folder(path):
         return CheckpointStore(path, keep=1).read_best(_open_folder)
     return _open_folder(path)
 
@@ -101,6 +101,11 @@ def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], T
 def is_step_folder(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run, be it damaged, and not any GPT-2 directory."""
     return (folder / MANIFEST).exists() or (folder / STATE).exists()
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder has checkpoints in it, and is not one of them in which others left files."""
+    return (folder / "checkpoints").is_dir() and not (folder / STATE).exists()
 
 
 def holds_checkpoint(folder: Path) -> bool:
@@ -172,6 +177,12 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         """The folder of a step, whether it exists or not."""
         return self.folder / f"step-{step:08d}"
+
+    def irregular(self) -> Path | None:
+        """What stands in the way of a folder that the store will make, or None; a step's link is replaced."""
+        steps = (path for path in self.folder.glob("step-*") if not path.is_symlink())
+        places = [self.folder, *(path for path in steps if _STEP_FOLDER.fullmatch(path.name))]
+        return next((path for path in places if os.path.lexists(path) and not path.is_dir()), None)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, be it damaged, in order."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptmini.checkpoint.manifest import verify
 from gptmini.checkpoint.state import read_state
-from gptmini.checkpoint.store import CheckpointStore, is_step_folder, open_weights
+from gptmini.checkpoint.store import CheckpointStore, is_run_folder, is_step_folder, open_weights
 from gptmini.config import Config, flatten_config, load_config
 from gptmini.data.prepare import find_prepared
 from gptmini.data.tokenizers import load_tokenizer
@@ -24,9 +24,12 @@ def verify_folder(path: Path) -> Iterator[str]:
     A run may train meanwhile. Raises DamagedError at the end if a part is not what was written, UserError
     where there is no such folder.
     """
+    if path.is_file():
+        raise UserError(f"{path}: is a file; give the run's folder, a step's folder or a GPT-2 directory")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
-    is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").exists()
+    is_model = is_step_folder(path) or (path / "config.json").exists()  # beside it, config.yaml is a stray
+    is_run = is_run_folder(path) or ((path / "config.yaml").exists() and not is_model)
     damaged = []
     for name, check in _run_parts(path) if is_run else [(path, partial(_check_folder, path))]:
         try:
@@ -52,8 +55,11 @@ def _run_parts(run: Path) -> Iterator[Part]:
 
 
 def _check_config(store: CheckpointStore) -> str:
+    path = store.run_folder / "config.yaml"
+    if not path.exists():
+        raise DamagedError(f"{path}: is missing; train CONFIG.yaml --resume writes it anew")
     try:
-        config = load_config(store.run_folder / "config.yaml")
+        config = load_config(path)
     except UserError as error:
         raise DamagedError(str(error)) from None
     if (state := store.newest_state()) is None:

@@ -1,5 +1,6 @@
 """The run folder: claimed by one process, and resumed from its newest good checkpoint."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ import torch
 
 from gptmini.atomic_io import make_folder
 from gptmini.checkpoint.state import Checkpoint, TrainingState, read_state
-from gptmini.checkpoint.store import CheckpointStore
+from gptmini.checkpoint.store import CheckpointStore, is_step_folder
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
 from gptmini.data.prepare import corpus_names, require_same_text
 from gptmini.data.token_files import TokenData
@@ -64,11 +65,15 @@ def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
     has_config = "config.yaml" in present
     if irregular := [name for name in present if not (folder / name).is_file()]:
         reason = f"its {irregular[0]} is not a regular file; remove it"
+    elif stray := store.irregular():
+        reason = f"its {stray.relative_to(folder)} is not a folder; remove it"
     elif store.steps():
         found = "holds a run already"
         if not has_config:
             found = "has no config.yaml, but checkpoints/ holds steps of another run"
         reason = None if resume else f"{found}; continue it with --resume (resume=True in Python)"
+    elif place := _place_among_checkpoints(folder):
+        raise UserError(f"train.out_dir = {folder}: {place}; choose another folder")
     # A run that has saved nothing may be begun anew; what is a user's own may not be overwritten.
     elif has_config and not _is_of_a_run(folder / "config.yaml"):
         reason = "holds a config.yaml that no run of this version wrote; rename it"
@@ -76,6 +81,17 @@ def _refuse_another_run(store: CheckpointStore, resume: bool) -> None:
         reason = f"holds a {present[0]}, but no run; rename it"
     if reason:
         raise UserError(f"train.out_dir = {folder}: {reason}, or choose another folder")
+
+
+def _place_among_checkpoints(folder: Path) -> str | None:
+    """How a folder is part of a model or of another run, if it is."""
+    if is_step_folder(folder) or ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
+        return "is a checkpoint"
+    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # as it is called, and where it lies
+        for above in (path, *path.parents):
+            if above.name == "checkpoints" and CheckpointStore(above.parent, keep=1).steps():
+                return "lies in the checkpoints of a run"
+    return None
 
 
 def _is_of_a_run(config_file: Path) -> bool:
