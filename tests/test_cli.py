@@ -31,23 +31,6 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def config_file(tmp_path):
-    """A run that takes a second."""
-    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 60)
-    path = tmp_path / "tiny.yaml"
-    path.write_text(
-        f"""
-        model: {{n_layer: 1, n_head: 2, n_embd: 16, context_length: 16}}
-        data: {{corpus: {tmp_path / "text.txt"}}}
-        tokenizer: {{kind: chars}}
-        train: {{out_dir: {tmp_path / "run"}, max_steps: 4, batch_size: 4, eval_interval: 2}}
-        runtime: {{device: cpu, threads: 1}}
-        """
-    )
-    return path
-
-
-@pytest.fixture
 def run(config_file, tmp_path, capsys):
     """A trained run's folder."""
     assert main(["train", str(config_file)]) == 0
