@@ -40,6 +40,36 @@ def test_prepared_tokens_are_found_again_and_a_damaged_folder_is_made_anew(tmp_p
         assert reopened.train[:].tolist() == tokens
         line = capsys.readouterr().err
         assert re.fullmatch(rf"{folder}/{name}: damaged: .*: {folder} is made again\n", line)
+    (folder / "SHA256SUMS").write_bytes(b"?" + (folder / "SHA256SUMS").read_bytes()[1:])
+    prepared(tmp_path, "some text " * 20, quiet=False)
+    says = f"{folder}/meta.json: damaged: it does not agree with SHA256SUMS: {folder} is made again\n"
+    assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize("name", ["train.bin", "SHA256SUMS", "val.sha256", "tokenizer.json", "meta.json"])
+def test_a_file_that_is_missing_is_named(tmp_path, capsys, name):
+    prepared(tmp_path, "some text " * 20)
+    (folder,) = (cache_folder() / "tokens").glob("*/tokens")
+    (folder / name).unlink()
+    prepared(tmp_path, "some text " * 20, quiet=False)
+    assert capsys.readouterr().err == f"{folder / name}: damaged: it is missing: {folder} is made again\n"
+
+
+def test_a_file_of_a_tokenizer_that_is_missing_is_named(capsys):
+    prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4, quiet=True)
+    (folder,) = cache_folder().glob("tokenizers/*/tokenizer")
+    (folder / "digest").unlink()
+    prepare_corpus(corpus_of(b"some text " * 50), 0.1, BPE, 4)
+    assert f"{folder}/digest: damaged: it is missing: {folder} is made again\n" in capsys.readouterr().err
+
+
+def test_a_text_has_the_name_that_is_given_now(tmp_path):
+    (tmp_path / "corp").mkdir()
+    (tmp_path / "corp" / "a.txt").write_text("some text " * 20)
+    for name in ("corp", "corp/*", "corp/a.txt", "corp"):
+        corpus = str(tmp_path / name)
+        assert prepare(DataConfig(corpus=corpus), BYTES, 4, quiet=True).meta.corpus == corpus
+    assert len(list((cache_folder() / "tokens").glob("*/tokens"))) == 1
 
 
 def test_a_learned_tokenizer_that_was_changed_is_learned_anew():

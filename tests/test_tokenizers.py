@@ -327,6 +327,12 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="not a byte-level BPE"):
         load_tokenizer(tmp_path)
+    values["model"]["type"] = "WordPiece"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match=r"json: not a byte-level .* because of model.type = 'WordPiece'; no "
+    ):
+        load_tokenizer(tmp_path)
 
 
 def test_an_unknown_character_is_named():

@@ -89,10 +89,9 @@ def read_nanogpt(path: Path) -> tuple[GPT, str]:
         raise read_error(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError):
         raise UserError(
-            f"{path}: is no file of torch.save or is damaged, and is not read in any other way "
-            f"({type(error).__name__}: {printable(error)[:100]})"
+            f"{path}: is no zip file of torch.save or is damaged, and is not read in any other way"
         ) from None
 
 

@@ -40,7 +40,7 @@ def read_pickle(data: bytes | bytearray, call: Callable[[str, Any], Any] = refus
     except (TypeError, LookupError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"it is no pickle, or damaged ({type(error).__name__}: {error!s:.100})") from None
+        raise UserError("it is no pickle, or damaged") from None
 
 
 def _run(data: bytes | bytearray, call: Callable[[str, Any], Any]) -> Any:

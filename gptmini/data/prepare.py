@@ -90,6 +90,8 @@ def prepare_corpus(
     folder = token_cache.tokens_folder(split.digest, split.train_bytes, tokenizer)
     write = partial(_write, folder, split, tokenizer, quiet)
     found = token_cache.find_or_make(folder, open_token_files, write, quiet)
+    # the same text may have had another name when it was written
+    found = replace(found, meta=found.meta.model_copy(update={"corpus": split.corpus.name}))
 
     # both splits must fill a window: context_length inputs and one more token for the last target
     val_corpus, advice = corpus, " or another data.val_fraction"

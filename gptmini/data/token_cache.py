@@ -82,7 +82,9 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of an entry. Raises DamagedError where it is not the one that was saved."""
     try:
         found, saved_digest = Tokenizer.load(folder), (folder / "digest").read_bytes()
-    except (FileNotFoundError, UserError) as error:
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename}: damaged: it is missing") from None
+    except UserError as error:
         raise DamagedError(f"{folder}: damaged: {error}") from None
     if found.digest.encode() != saved_digest:
         raise DamagedError(f"{folder}: damaged: holds another tokenizer than was saved")

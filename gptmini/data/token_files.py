@@ -5,6 +5,7 @@ val.sha256 have a digest of each block, and SHA256SUMS the digests of all other 
 its digest when the folder is opened, and each block again when it is read. Nothing here imports torch.
 """
 
+import json
 import os
 import sys
 import weakref
@@ -20,7 +21,7 @@ from pydantic import Field
 from gptmini import atomic_io
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError
-from gptmini.schema import Section
+from gptmini.schema import Section, validate
 
 BLOCK_BYTES = 4096  # read and hashed for each window: with 65,536 a window takes five times as long
 DIGEST_BYTES = 8  # of a block's sha256: the digests take 1/512 of the tokens' space
@@ -134,8 +135,8 @@ def open_token_files(folder: Path) -> TokenData:
         written = (folder / SUMS).read_bytes().splitlines()
         for i, name in enumerate(_IN_SUMS):
             if written[i : i + 1] != [_sum_of(folder / name)]:
-                raise DamagedError(f"{folder / name}: damaged: its sha256 is not that of what was written")
-        meta = Meta.model_validate_json((folder / "meta.json").read_bytes())
+                raise DamagedError(f"{folder / name}: damaged: it does not agree with {SUMS}")
+        meta = validate(Meta, json.loads((folder / "meta.json").read_bytes()), "meta.json")
         dtype = np.dtype(meta.dtype).newbyteorder("<")
         train = TokenFile(folder / "train.bin", dtype, meta.train_tokens)
         val = TokenFile(folder / "val.bin", dtype, meta.val_tokens)
@@ -143,7 +144,9 @@ def open_token_files(folder: Path) -> TokenData:
         val.verify()
         # ids mean nothing without the tokenizer that made them, so the two are kept together
         tokenizer = Tokenizer.load(folder)
-    except (FileNotFoundError, ValueError) as error:  # or whole, but not of this version
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename}: damaged: it is missing") from None
+    except ValueError as error:  # or whole, but not of this version
         raise DamagedError(f"{folder}: damaged: {error}") from None
     tokenizer.first_token = meta.first_token
     return TokenData(train, val, tokenizer, meta)

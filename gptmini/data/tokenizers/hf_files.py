@@ -139,10 +139,14 @@ class TokenizerFile(_Json):
                 name = f"{token.content!r} (id {token.id}) of added_tokens"
                 wrong.append(f"{name}, which is not special or depends on the text beside it")
         if wrong:
-            raise UserError(
-                f"{self.path}: not a byte-level BPE tokenizer like GPT-2's, nor one of single characters, "
-                f"because of {wrong[0]}; no other kind can be read"
-            )
+            raise UserError(_other_kind(self.path, wrong[0]))
+
+
+def _other_kind(path: Path, reason: str) -> str:
+    return (
+        f"{path}: not a byte-level BPE tokenizer like GPT-2's, nor one of single characters, because of "
+        f"{reason}; no other kind can be read"
+    )
 
 
 def _parts(component: Component | None) -> Iterator[Component]:
@@ -200,7 +204,7 @@ def _parse(path: Path, schema: type[_Schema]) -> _Schema:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:60]
         if where == "model.type":
-            raise UserError(f"{path}: not a byte-level BPE tokenizer like GPT-2's: {first['msg']}") from None
+            raise UserError(_other_kind(path, f"model.type = {first['input']!r:.60}")) from None
         raise DamagedError(f"{path}: not a tokenizer: {where}: {first['msg']}") from None
 
 
