@@ -586,10 +586,13 @@ def test_a_prompt_longer_than_the_context_is_refused_or_cropped_on_request(model
     assert text == prompt + end[24:]
 
 
-def test_special_token_text_surrogates_and_nul_are_plain_text(model, tokenizer):
+def test_special_token_text_and_nul_are_plain_text_and_half_a_surrogate_pair_is_none(model, tokenizer):
     (text,) = generate_text(model, tokenizer, "<|endoftext|>", max_new_tokens=1, seed=0)
     assert text.startswith("<|endoftext|>")
-    list(generate_text(model, tokenizer, "a\ud800\x00", max_new_tokens=1, seed=0))
+    list(generate_text(model, tokenizer, "a\x00", max_new_tokens=1, seed=0))
+    for start in (generate_text, stream):
+        with pytest.raises(UserError, match="half of a surrogate pair"):  # at the call
+            start(model, tokenizer, "a\ud800", max_new_tokens=1, seed=0)
 
 
 @pytest.mark.parametrize(

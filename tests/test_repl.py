@@ -228,3 +228,11 @@ def test_ctrl_c_in_a_terminal_stops_the_text_and_not_the_session(run_folder):
         program.kill()
         program.wait()
         os.close(terminal)
+
+
+def test_a_line_that_is_refused_does_not_join_the_text(session, screen):
+    session.run(scripted("ab", "c\ud800", "/options"))
+    assert "half of a surrogate pair" in "".join(screen)
+    assert session.text.startswith("ab")
+    assert "c\ud800" not in session.text
+    session.answer("cd")

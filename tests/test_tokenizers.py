@@ -353,8 +353,17 @@ def test_an_id_outside_the_vocabulary_is_refused():
         TOKENIZERS["bytes"].decode([257])
 
 
-def test_lone_surrogates_and_control_characters_do_not_break_encoding():
-    assert TOKENIZERS["bpe"].decode(TOKENIZERS["bpe"].encode("a\ud800\x00")) == "a\ufffd\x00"
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_half_of_a_surrogate_pair_is_refused_as_it_has_no_utf8(kind, parse_special):
+    with pytest.raises(
+        UserError, match=r"^the character '\\ud800' at position 1 is half of a surrogate pair"
+    ):
+        TOKENIZERS[kind].encode("a\ud800b", parse_special=parse_special)
+
+
+def test_control_characters_do_not_break_encoding():
+    assert TOKENIZERS["bpe"].decode(TOKENIZERS["bpe"].encode("a\x00")) == "a\x00"
 
 
 def test_gpt2_without_its_files_and_network_says_what_to_do(monkeypatch, tmp_path):

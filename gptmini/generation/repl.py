@@ -81,24 +81,25 @@ class Session:
             self.command(*line[1:].split())
             return
         line = line[1:] if line.startswith("//") else line
-        if line:
-            self.text = f"{self.text}\n{line}" if self.keep and self.text else line
-        self.continue_text()
+        if line and self.keep and self.text:
+            line = f"{self.text}\n{line}"
+        self.continue_text(line or self.text)
 
-    def continue_text(self) -> None:
-        """Generate until the text ends by itself or by Ctrl-C."""
-        ids = encode_prompt(self.model, self.tokenizer, self.text, True, self.parse_special)
-        text = StreamDecoder(self.tokenizer, self.stop, self.allow_invalid_utf8, () if self.text else ids)
+    def continue_text(self, text: str) -> None:
+        """Generate until the text ends by itself or by Ctrl-C. A text that is refused is not taken."""
+        ids = encode_prompt(self.model, self.tokenizer, text, True, self.parse_special)
+        self.text = text
+        added = StreamDecoder(self.tokenizer, self.stop, self.allow_invalid_utf8, () if text else ids)
         seed = None if self.seed is None else self.seed + self.continuations
         options = {"seed": seed, **self.options.model_dump()}
         self.continuations += 1
         count, started = 0, time.perf_counter()
         try:
-            for _ in continue_texts(self.model, ids, [text], self.max_new_tokens, **options):
+            for _ in continue_texts(self.model, ids, [added], self.max_new_tokens, **options):
                 count += 1
-                self.echo(text.pop())
+                self.echo(added.pop())
         finally:  # Ctrl-C too: what was shown is part of the text
-            self.echo(text.flush())
+            self.echo(added.flush())
             self.write("\n")
             if self.show_speed:
                 seconds = time.perf_counter() - started

@@ -115,10 +115,18 @@ class Tokenizer(ABC):
         """The ids of a text. With `parse_special`, the names of special tokens in it become their ids, as in
         transformers.
 
-        Raises UserError naming a character without id, which only `chars` knows.
+        Raises UserError naming a character without id, which only `chars` knows, and for half of a surrogate
+        pair, which UTF-8 cannot say.
         """
         if not isinstance(text, str):
             raise UserError(f"encode takes a text (str), not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the character {text[error.start]!r} at position {error.start} is half of a surrogate pair, "
+                "which has no UTF-8: leave it out"
+            ) from None
         if not (parse_special and self.special_tokens):
             return self._encode(text)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)

@@ -94,7 +94,6 @@ class BytePairTokenizer(Tokenizer, kinds=("bpe", "bytes")):
         return cls([*tokens, b""], merges, {END_OF_TEXT: len(tokens)})
 
     def _encode(self, text: str) -> list[int]:
-        """A lone surrogate, which is no character, counts as U+FFFD."""
         # in pieces where whitespace is long
         ends = [match.end() - 1 for match in _LONG_WHITESPACE.finditer(text)]
         pieces = (text[start:end] for start, end in pairwise([0, *ends, len(text)]))

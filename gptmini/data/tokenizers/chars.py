@@ -80,8 +80,8 @@ class CharTokenizer(Tokenizer, kinds=("chars",)):
         widths = np.where(unknown, utf8_lengths, 1)
         ids = np.repeat(ids, widths)
         # then put the ids of those bytes there, which come after the characters'
-        letters = code_points[unknown].tobytes().decode("utf-32-le", errors="surrogatepass")
-        bytes_of_unknown = np.frombuffer(letters.encode(errors="surrogatepass"), dtype=np.uint8)
+        letters = code_points[unknown].tobytes().decode("utf-32-le")
+        bytes_of_unknown = np.frombuffer(letters.encode(), dtype=np.uint8)
         ids[np.repeat(unknown, widths)] = len(self.characters) + bytes_of_unknown.astype(np.int64)
         return ids
 
