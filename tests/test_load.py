@@ -154,3 +154,15 @@ def test_a_tokenizer_may_have_special_tokens_that_the_model_lacks_and_no_others(
         error = capsys.readouterr().err
         assert "only 200 rows" in error
         assert error.count("\n") == 1
+
+
+def test_a_mistyped_folder_is_named_as_given_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    message = "nono: no such folder: give a run folder"
+    with pytest.raises(UserError, match=f"^{message}"):
+        gptmini.load("./nono")
+    assert main(["generate", "nono"]) == 2
+    assert capsys.readouterr().err.startswith(f"gptmini: {message}")
+    assert main(["generate", str(tmp_path / "nono")]) == 2
+    assert capsys.readouterr().err.startswith(f"gptmini: {tmp_path / message}")

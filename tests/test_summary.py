@@ -88,6 +88,15 @@ def test_a_text_that_has_changed_is_told_by_all_that_read_it(folder, evaluate, c
     assert says in capsys.readouterr().out
 
 
+def test_a_config_that_strays_into_a_step_is_not_the_runs(folder, evaluate):
+    step = "run/checkpoints/step-00000002"
+    expected = evaluate(step)
+    (folder / "other.txt").write_text("question " * 300)
+    config = (folder / "run" / "config.yaml").read_text().replace("text.txt", "other.txt")
+    (folder / step / "config.yaml").write_text(config)
+    assert evaluate(step) == expected
+
+
 def test_another_split_is_told_too(folder, evaluate):
     config = folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("val_fraction: 0.1", "val_fraction: 0.2"))

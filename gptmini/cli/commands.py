@@ -3,6 +3,7 @@
 Imports that bring torch stand inside the functions, so help and config errors do not wait for it.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -114,8 +115,8 @@ def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any
     from gptmini.generation.repl import Session
     from gptmini.generation.streaming import generate_text, stream
 
-    # An absolute path, so that a mistyped folder is not taken for a model's name on the Hugging Face Hub.
-    model, tokenizer = load(Path(args[0]).absolute(), options.device, precision)
+    # "./" before it, so that a mistyped folder is not taken for a model's name on the Hugging Face Hub.
+    model, tokenizer = load(os.path.join(".", args[0]), options.device, precision)
     if tokenizer is None:
         raise UserError(f"{args[0]}: holds no tokenizer, so there are no texts to read or write with it")
     own = {"max_new_tokens", "stop", "seed", "parse_special", "allow_invalid_utf8"}

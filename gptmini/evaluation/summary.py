@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gptmini.checkpoint.store import CheckpointStore, load_model
+from gptmini.checkpoint.store import CheckpointStore, is_step_folder, load_model
 from gptmini.config import DataConfig, RuntimeConfig, load_config
 from gptmini.data.corpus import open_corpus
 from gptmini.data.prepare import encode_corpus, find_prepared, prepare
@@ -84,8 +84,9 @@ def evaluate_checkpoint(
 
 def _find_run_data(checkpoint: str) -> tuple[DataConfig | None, str | None]:
     """What names the text of a checkpoint's run, and the digest of its tokens, as far as there is a run."""
-    path = Path(checkpoint)
-    for folder in (path, path.resolve().parent.parent):  # the run folder itself, or one of its steps
+    path, parent = Path(checkpoint), Path(checkpoint).resolve().parent
+    of_a_run = parent.name == "checkpoints" and is_step_folder(path)  # a config.yaml in it is a stray
+    for folder in [parent.parent] if of_a_run else [path, parent.parent]:
         if (folder / "config.yaml").is_file():
             state = CheckpointStore(folder, keep=1).newest_state()
             return load_config(folder / "config.yaml").data, state.data_digest if state else None

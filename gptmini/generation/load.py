@@ -27,6 +27,7 @@ def load(path: str | Path, device: str = "auto", precision: Weights = "fp32") ->
     """
     if precision not in get_args(Weights):
         raise UserError(f"precision = {precision!r} must be one of {', '.join(get_args(Weights))}")
-    folder = find_weights(str(path_argument(path, "load takes a path or a name on the Hub")))
+    given = path_argument(path, "load takes a path or a name on the Hub")
+    folder = find_weights(path if isinstance(path, str) else str(given))  # "./gpt2" is no name on the Hub
     model, tokenizer = load_model(folder, str(find_device(device)))
     return optimize_for_cpu(model, precision), tokenizer
