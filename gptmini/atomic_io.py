@@ -145,8 +145,7 @@ def remove_files(folder: Path, names: Collection[str], path: Path) -> None:
     """
     with _errors_name_path(path):
         if os.path.islink(folder):
-            _delete(folder)
-            _sync_folder(folder.parent)
+            os.unlink(folder)
             return
         for parent, _, files in os.walk(folder, topdown=False):
             for file in files:
