@@ -37,7 +37,7 @@ class ModelConfig(Section):
     """
 
     foreign_names: ClassVar = {  # in nanoGPT and transformers, as far as they are not alike
-        **dict.fromkeys(("block_size", "n_positions", "n_ctx", "seq_len"), "context_length"),
+        **dict.fromkeys(("block_size", "n_positions", "n_ctx", "seq_len", "max_seq_len"), "context_length"),
         **dict.fromkeys(("d_model", "hidden_size"), "n_embd"),
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",

@@ -9,7 +9,8 @@ import numbers
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -21,17 +22,33 @@ from gptmini.errors import UserError
 class Section(BaseModel):
     """A group of keys: frozen, no unknown keys, no silent conversions.
 
-    `GPTConfig(n_layers=3)` raises UserError, as `explain` words it; `model_validate` stays raw.
+    Wrong values, `GPTConfig(n_layers=3)` or by `model_validate`, raise UserError, as `explain` words it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     foreign_names: ClassVar[Mapping[str, str]] = {}  # what others call a key -> what to write here
 
-    def __init__(self, **values: Any) -> None:
-        try:
+    def __init__(self, *unnamed: Any, **values: Any) -> None:
+        name = type(self).__name__
+        if unnamed:
+            raise UserError(
+                f"{name} takes keys by name, {name}({next(iter(type(self).model_fields))}=...), or "
+                f"a dict of them as {name}(**values)"
+            )
+        with _one_line(type(self), name):
             super().__init__(**values)
-        except ValidationError as error:
-            raise UserError(explain(error, type(self), type(self).__name__)) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """A section of a dict of its values; raises UserError."""
+        with _one_line(cls, cls.__name__):
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """A section of the text of a JSON object; raises UserError."""
+        with _one_line(cls, cls.__name__):
+            return super().model_validate_json(json_data, **options)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(
@@ -73,8 +90,14 @@ S = TypeVar("S", bound=Section)
 
 def validate(schema: type[S], values: Mapping[str, Any], source: str, overridden: Iterable[str] = ()) -> S:
     """`values` as an object of the schema; raises UserError with one line, as `explain` words it."""
+    with _one_line(schema, source, overridden):
+        return schema.__pydantic_validator__.validate_python(values)
+
+
+@contextmanager
+def _one_line(schema: type[Section], source: str, overridden: Iterable[str] = ()) -> Iterator[None]:
     try:
-        return schema.model_validate(values)
+        yield
     except ValidationError as error:
         raise UserError(explain(error, schema, source, overridden)) from None
 

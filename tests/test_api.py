@@ -207,6 +207,20 @@ MISTAKES = {
     "train of nothing": (lambda m: gptmini.train(None), "train takes a Config, the path of a YAML"),
     "load of nothing": (lambda m: gptmini.load(None), "load takes a path or a name on the Hub, not NoneType"),
     "load of a file": (lambda m: gptmini.load(FILE), "test_api.py: is a file, but a checkpoint is a folder"),
+    "GPT of a dict": (lambda m: gptmini.GPT({"vocab_size": 65}), "GPT takes a GPTConfig, GPT(GPTConf"),
+    "generate with a hook that is none": (
+        lambda m: gptmini.generate(m, TOKENS, logits_hook=3), "logits_hook = 3: must be a function"
+    ),
+    **{
+        f"{name} with a hook that is none": (
+            lambda m, call=call: call(m, TOKENIZER, "a", logits_hook=3), "logits_hook = 3: must be a function"
+        )
+        for name, call in TEXT_CALLS.items()
+    },
+    "train resume": (lambda m: gptmini.train({}, resume="yes"), "resume = 'yes': must be True or False"),
+    "load of a pickle that is not there": (
+        lambda m: gptmini.load("mine.pt"), "mine.pt: no such file; a model is a folder, and pickle"
+    ),
     "load of what is not there": (
         lambda m: gptmini.load("~/none"), "none: no such folder: give a run folder"
     ),

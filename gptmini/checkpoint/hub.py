@@ -7,6 +7,8 @@ from pathlib import Path
 from gptmini.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as in openai-community/gpt2-medium
+# Of files: such a name is not looked for on the Hub.
+_FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".gguf")
 _FILES = [  # never pickled weights
     "config.json",
     "generation_config.json",
@@ -27,6 +29,11 @@ def find_weights(name: str | Path) -> Path:
     where there is neither; OSError where the disk does not take it.
     """
     folder = Path(name).expanduser()
+    if folder.suffix in _FILE_SUFFIXES and not folder.exists():
+        raise UserError(
+            f"{name}: no such file; a model is a folder, and pickle files are never loaded: gptmini "
+            "import-nanogpt makes a folder of nanoGPT's"
+        )
     if folder.exists() or not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
         return folder
     import huggingface_hub  # slow to import

@@ -119,7 +119,7 @@ def generate(
     """
     prompts, model = read_prompts(tokens), unwrap(model)  # lists of ids; the GPT inside a wrapper such as DDP
     options = Sampling(seed=seed, **sampling)
-    check_arguments(model, prompts, options, max_new_tokens)
+    check_arguments(model, prompts, options, max_new_tokens, logits_hook)
     if stop_token is not None:
         stop_token = whole_number("stop_token", stop_token, model.config.vocab_size)
     added: list[list[int]] = [[] for _ in prompts]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptmini.errors import UserError
-from gptmini.generation.sampling import Sampling
+from gptmini.generation.sampling import LogitsHook, Sampling
 from gptmini.model import GPT
 
 
@@ -49,11 +49,17 @@ def join(tokens: Any, prompts: list[list[int]], added: list[list[int]], stop_tok
 
 
 def check_arguments(
-    model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens: int
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    logits_hook: LogitsHook | None,
 ) -> None:
     """Raise UserError for what no text can be generated with, such as a prompt longer than the context."""
     vocab_size, context_length = model.config.vocab_size, model.config.context_length
     whole_number("max_new_tokens", max_new_tokens)
+    if not (logits_hook is None or callable(logits_hook)):
+        raise UserError(f"logits_hook = {logits_hook!r:.60}: must be a function of the logits and the texts")
     if sampling.no_repeat_token is not None:
         whole_number("no_repeat_token", sampling.no_repeat_token, vocab_size)
     for prompt in prompts:

@@ -131,7 +131,7 @@ def continue_texts(
     # End of text after end of text would be an empty text. (A model may lack it: nanoGPT's of characters.)
     no_repeat_token = tokenizer.end_of_text if tokenizer.end_of_text in range(vocab_size) else None
     options, prompts = Sampling(**{"no_repeat_token": no_repeat_token, **sampling}), [prompt] * len(texts)
-    check_arguments(model, prompts, options, max_new_tokens)
+    check_arguments(model, prompts, options, max_new_tokens, logits_hook)
 
     def forbidden(rows: Sequence[int]) -> Tensor:
         unfinished = [texts[row].unfinished for row in rows]

@@ -9,6 +9,7 @@ from gptmini.atomic_io import write_file
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, dump_config, load_config
 from gptmini.distributed.context import join_process_group
+from gptmini.errors import UserError
 from gptmini.memory import explain_shortage
 from gptmini.paths import path_argument
 from gptmini.schema import validate
@@ -53,6 +54,8 @@ def train(
     run folder), DivergedError, DamagedError, InUseError, LostRankError, OutOfMemoryError, and Stopped when a
     signal came and everything was saved.
     """
+    if not isinstance(resume, bool):
+        raise UserError(f"resume = {resume!r:.60}: must be True or False")
     if isinstance(config, Mapping):
         config = validate(Config, config, "config")
     elif not isinstance(config, Config):
