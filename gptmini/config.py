@@ -117,6 +117,14 @@ class DataConfig(Section):
         "replace puts U+FFFD in their place, ignore drops them.",
     )
 
+    @model_validator(mode="after")
+    def _standard_input_is_read_once(self) -> "DataConfig":
+        if all("-" in ((c,) if isinstance(c, str) else c or ()) for c in (self.corpus, self.val_corpus)):
+            raise ValueError(
+                "corpus and val_corpus are both -: standard input can be read once only; name a file for one"
+            )
+        return self
+
 
 class TokenizerConfig(Section):
     """How text becomes token ids."""

@@ -449,6 +449,9 @@ MISTAKES = {
     "report nowhere": "nowhere: not a run folder",
     "import-nanogpt nowhere.pt out": "nowhere.pt: no such file",
     "generate x --prompt a --prompt-file b": "both given",
+    "generate x --prompt - --interactive": "--prompt - and --interactive both read standard input",
+    "train --data.corpus - --data.val-corpus -": "standard input can be read once only",
+    "prepare --data.corpus - --data.val-corpus a.txt -": "standard input can be read once only",
     "generate x --quantize int8 --precision bf16": "give one of them",
     "generate x --prompt-file nowhere.txt": "nowhere.txt: cannot be read",
 }

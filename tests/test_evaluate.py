@@ -1,6 +1,7 @@
 """gptmini.evaluation.evaluate: the loss of a model over a text, whatever the model is wrapped in."""
 
 import gzip
+import json
 import math
 
 import numpy as np
@@ -57,6 +58,8 @@ def test_a_path_is_a_file_and_a_str_is_text(model, tmp_path, monkeypatch):
     assert evaluate(model, TOKENIZER, path) == expected
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     assert evaluate(model, TOKENIZER, tmp_path / "a.txt.gz") == expected
+    (tmp_path / "a.jsonl").write_text(json.dumps({"story": TEXT}))
+    assert evaluate(model, TOKENIZER, tmp_path / "a.jsonl", text_field="story") == expected
 
 
 def test_dropout_is_off_and_every_submodule_keeps_its_mode(model):

@@ -77,7 +77,7 @@ def test_a_text_that_has_changed_is_told_by_all_that_read_it(folder, evaluate, c
         "data.corpus = text.txt: text or split are not what the run was started with; put the old text back"
     )
     for checkpoint in ("run", step):
-        assert f"{says} (evaluate --corpus reads another text" in evaluate(checkpoint, code=2)
+        assert re.search(f"{says}.* \\(evaluate --corpus reads another text", evaluate(checkpoint, code=2))
     assert says in evaluate("run", "--corpus", "text.txt", "--memorization", code=2)
     (folder / "text.txt").write_text(TEXT.replace("question", "not quite so"))
     assert "xz " not in evaluate("run", "--corpus", "text.txt")  # the training text is another one now
@@ -97,6 +97,12 @@ def test_a_config_that_strays_into_a_step_is_not_the_runs(folder, evaluate):
     assert evaluate(step) == expected
 
 
+def test_a_text_that_is_gone_is_told_with_what_to_do(folder, evaluate):
+    (folder / "text.txt").unlink()
+    line = evaluate("run", code=2)
+    assert re.search(r"corpus = text\.txt: no such file .* \(evaluate --corpus reads another text\)$", line)
+
+
 def test_another_split_is_told_too(folder, evaluate):
     config = folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("val_fraction: 0.1", "val_fraction: 0.2"))
@@ -108,7 +114,13 @@ def test_another_text_is_read_by_the_settings_of_the_run(folder, evaluate, tmp_p
     train(tmp_path / "a.jsonl", "other", "--data.text-field", "story", "--data.errors", "ignore")
     (tmp_path / "b.jsonl").write_bytes(b'{"story": "To be"}\n{"story": "not \\ud800to be"}')
     assert "tokens         14\n" in evaluate("other", "--corpus", tmp_path / "b.jsonl")
-    assert "has no text in the field text" in evaluate("run", "--corpus", tmp_path / "b.jsonl", code=2)
+    line = evaluate("run", "--corpus", tmp_path / "b.jsonl", code=2)
+    assert "has no text in the field text: it has story (" in line
+    assert "evaluate's --text-field" in line
+    (tmp_path / "b.jsonl").write_text('{"story": "To be"}\n{"story": "not to be"}')
+    of_b = ("--corpus", tmp_path / "b.jsonl", "--text-field", "story")
+    assert evaluate("run", *of_b).startswith("loss ")
+    assert "--text-field is for the text that --corpus names" in evaluate("run", *of_b[2:], code=2)
 
 
 @pytest.fixture

@@ -108,9 +108,12 @@ def _precision(options: LoadOptions) -> Literal["fp32", "bf16", "int8"]:
 
 def generate(args: list[str], options: GenerateOptions, overrides: dict[str, Any]) -> None:
     """Continue a prompt with the model of a checkpoint."""
-    precision, prompt = _precision(options), _read_prompt(options)
+    precision = _precision(options)
+    if options.interactive and options.prompt == "-":
+        raise UserError("--prompt - and --interactive both read standard input: give the prompt as a text")
     if options.interactive and sys.stdin is None:
         raise UserError("--interactive reads what you type, but standard input is closed")
+    prompt = _read_prompt(options)
     from gptmini.generation.load import load
     from gptmini.generation.repl import Session
     from gptmini.generation.streaming import generate_text, stream
@@ -173,6 +176,7 @@ def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any
         yield from evaluate_checkpoint(
             args[0],
             options.corpus,
+            text_field=options.text_field,
             memorization=options.memorization,
             batch_size=options.batch_size,
             device=options.device,

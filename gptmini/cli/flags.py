@@ -82,6 +82,9 @@ class EvaluateOptions(LoadOptions):
     corpus: tuple[PathText, ...] | None = Field(
         None, strict=False, description="Another text: names, files, folders or globs."
     )
+    text_field: str | None = Field(
+        None, description="The field, or column of parquet, that holds its text; null: as in the run."
+    )
     memorization: bool = Field(
         False, description="How much of samples and validation text stands in the training text."
     )

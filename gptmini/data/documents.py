@@ -26,6 +26,7 @@ BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
 
 DOCUMENT_BYTES = 256 << 20  # of a text in JSON or parquet, which is in memory whole, some four times over
+_FIELD_ADVICE = "data.text_field, or evaluate's --text-field, names the one to read"
 BATCH_BYTES = 16 << 20  # of parquet rows that are decoded at once
 
 
@@ -193,7 +194,7 @@ def _json_text(value: Any, location: str, text_field: str) -> bytes:
     if not isinstance(text, str):
         found = "it is no JSON object"
         if isinstance(value, dict):
-            names = f"it has {', '.join(value):.200} (data.text_field names the one to read)"
+            names = f"it has {', '.join(value):.200} ({_FIELD_ADVICE})"
             found = f"it is {json.dumps(text):.200}" if text_field in value else names
         raise UserError(f"{location}: has no text in the field {text_field}: {found}")
     return text.encode("utf-8", errors="surrogatepass")  # "\ud800" is JSON, but refused later as no UTF-8
@@ -211,7 +212,7 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
             schema = file.schema_arrow
             if text_field not in schema.names:
                 names = ", ".join(schema.names)
-                raise UserError(f"{path}: has no column {text_field}: it has {names:.200}")
+                raise UserError(f"{path}: has no column {text_field}: it has {names:.200} ({_FIELD_ADVICE})")
             kind = schema.types[schema.names.index(text_field)]
             try:
                 pyarrow.nulls(0, kind).cast("large_binary")

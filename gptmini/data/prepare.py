@@ -165,8 +165,8 @@ def require_same_text(digest: str, trained_on: str, corpus: str) -> None:
         version = f" (python-docs is that of Python {platform.python_version()} here)"
         raise UserError(
             f"data.corpus = {corpus}: text or split are not what the run was started with"
-            f"{version if PYTHON_DOCS in corpus else ''}; put the old text back (evaluate --corpus reads "
-            "another text, and train.init_from starts a run on one)"
+            f"{version if PYTHON_DOCS in corpus else ''}; put the old text back, or start a run on this "
+            "one by train.init_from"
         )
 
 

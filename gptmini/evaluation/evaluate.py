@@ -26,14 +26,19 @@ from gptmini.training.runtime import Runtime
 
 @explain_shortage("give a shorter text, or load a smaller precision")
 def evaluate(
-    model: nn.Module, tokenizer: Tokenizer | None, text: str | Path, *, batch_size: int = 32
+    model: nn.Module,
+    tokenizer: Tokenizer | None,
+    text: str | Path,
+    *,
+    batch_size: int = 32,
+    text_field: str = "text",
 ) -> Evaluation:
     """How well `model` predicts `text`: .loss (nats per token), .bits_per_byte, .perplexity, .tokens.
 
     `model` and `tokenizer` are as `gptmini.load` returns them; the model stays on its device and in its
     train or eval mode, and may be wrapped in DDP. A str is the text itself, a Path a file of it as a corpus
-    may have: plain text, .gz, JSON lines, ... The text is cut into windows of context_length tokens,
-    predicted `batch_size` at a time.
+    may have: plain text, .gz, JSON lines with the text in `text_field`, ... The text is cut into windows of
+    context_length tokens, predicted `batch_size` at a time.
 
     Raises UserError for a text of less than two tokens, and for one that the model cannot read; DamagedError
     where the weights give no finite loss.
@@ -43,7 +48,7 @@ def evaluate(
         raise UserError("evaluate needs the model's tokenizer, but tokenizer = None was given")
     if whole_number("batch_size", batch_size) < 1:
         raise UserError(f"batch_size = {batch_size}: must be 1 or more")
-    tokens = _encode(text, tokenizer)
+    tokens = _encode(text, tokenizer, text_field)
     if len(tokens) < 2:
         raise UserError(f"the text is {len(tokens)} tokens long, and evaluate needs two at least")
     require_known_ids(gpt, tokenizer, tokens)
@@ -74,11 +79,11 @@ def require_finite_loss(loss: float, name: str) -> None:
         )
 
 
-def _encode(text: str | Path, tokenizer: Tokenizer) -> np.ndarray:
+def _encode(text: str | Path, tokenizer: Tokenizer, text_field: str) -> np.ndarray:
     """The ids of a text, or of a file, read as the files of a corpus are."""
     if isinstance(text, str):
         return np.array(tokenizer.encode(text), dtype=np.int64)
     if not isinstance(text, Path):
         raise UserError(f"evaluate takes a text (str) or a file (pathlib.Path), not {type(text).__name__}")
-    read = partial(read_documents, path_argument(text), "text")
+    read = partial(read_documents, path_argument(text), text_field)
     return encode_corpus(Corpus(str(text), (read,)), tokenizer)

@@ -28,6 +28,7 @@ def evaluate_checkpoint(
     checkpoint: str,
     corpus: Sequence[str] | None = None,
     *,
+    text_field: str | None = None,
     memorization: bool = False,
     batch_size: int = 32,
     device: str = "auto",
@@ -35,9 +36,12 @@ def evaluate_checkpoint(
 ) -> Iterator[str]:
     """Lines: how well a checkpoint predicts the validation split of its own run, or the text in `corpus`.
 
-    With a `precision` below fp32 also what that costs in loss. Raises UserError where there is no text to
-    evaluate on.
+    `text_field` is the field of JSON, or column of parquet, that holds the text in `corpus`; None: that of
+    the run. With a `precision` below fp32 also what that costs in loss. Raises UserError where there is no
+    text to evaluate on.
     """
+    if text_field is not None and corpus is None:
+        raise UserError("--text-field is for the text that --corpus names: give it too, or leave both out")
     runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
     model, tokenizer = load_model(checkpoint, str(runtime.device))
     if tokenizer is None:
@@ -51,12 +55,16 @@ def evaluate_checkpoint(
         if settings is None:
             advice = "--memorization needs its training text" if memorization else "name a text by --corpus"
             raise UserError(f"{checkpoint}: has no config.yaml of a run beside it: {advice}")
-        data = prepare(settings, tokenizer, length, trained_on=trained_on)
+        try:
+            data = prepare(settings, tokenizer, length, trained_on=trained_on)
+        except UserError as error:  # no such text any more, or another one
+            advice = "" if memorization else " (evaluate --corpus reads another text)"
+            raise UserError(f"{error}{advice}") from None
     elif settings is not None:
         data = find_prepared(settings, tokenizer, trained_on)
     if corpus is not None:
         settings = settings or DataConfig()
-        opened = open_corpus(tuple(corpus), settings.text_field, settings.errors, key="--corpus")
+        opened = open_corpus(tuple(corpus), text_field or settings.text_field, settings.errors, "--corpus")
         tokens: TokenStream = encode_corpus(opened, tokenizer)
         if len(tokens) < 2:
             raise UserError(f"--corpus {' '.join(corpus)}: is less than two tokens long")
