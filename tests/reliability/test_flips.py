@@ -3,7 +3,7 @@
 import flips
 import pytest
 
-from gptmini.checkpoint import store
+from gptmini.checkpoint import state
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
@@ -18,6 +18,6 @@ def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long):
 
 
 def test_a_checkpoint_that_is_not_verified_would_be_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "verify", lambda folder: None)
+    monkeypatch.setattr(state, "verify", lambda folder, only=(): None)
     with pytest.raises(AssertionError, match="safetensors"):
         flips.check_flipped_bytes(tmp_path, 50, only="model.safetensors")
