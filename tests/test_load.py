@@ -120,7 +120,10 @@ def test_ids_that_only_pad_the_embedding_are_no_tokens_of_what_load_returns(tmp_
     tokens = gptmini.generate(model, TOKENS[0], max_new_tokens=200, seed=1, temperature=2)
     tokenizer.decode(tokens)
     if precision == "fp32":
-        assert torch.equal(load_model(tmp_path / "m")[0](TOKENS), padded(TOKENS)[..., :257])
+        plain, _ = load_model(tmp_path / "m")
+        assert torch.equal(plain.token_embedding.weight, padded.token_embedding.weight[:257])
+        # a product of another width may round its last bit otherwise
+        torch.testing.assert_close(plain(TOKENS), padded(TOKENS)[..., :257])
         gptmini.save(tmp_path / "again", model, tokenizer)
         assert GPT2Config.from_pretrained(tmp_path / "again").vocab_size == 257
 
