@@ -395,3 +395,17 @@ def test_a_machine_that_cannot_open_weights_is_no_damage(tmp_path, monkeypatch, 
         TensorFiles([path])
     assert not isinstance(raised.value, DamagedError)
     assert "\n" not in str(raised.value)
+
+
+def test_weights_that_vanish_while_they_are_mapped_are_missing(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    real = torch.UntypedStorage.from_file
+
+    def late(*args, **kwargs):
+        path.unlink()  # as a run that prunes, between safe_open's look at the header and its mapping
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", late)
+    with pytest.raises(DamagedError, match=r"model\.safetensors: cannot be read: no such file$"):
+        TensorFiles([path])

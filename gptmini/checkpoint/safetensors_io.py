@@ -161,6 +161,8 @@ def raises_damaged(path: Path) -> Iterator[None]:
             raise OSError(error.errno, error.strerror or "cannot be opened", str(path)) from None
         raise DamagedError(f"{path}: cannot be read: {error.strerror or 'no such file'}") from None
     except RuntimeError as error:  # torch cannot map the file: too many are open, or no memory is left
+        if not path.exists():
+            raise DamagedError(f"{path}: cannot be read: no such file") from None
         raise OSError(None, str(error).partition("\n")[0], str(path)) from None
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
