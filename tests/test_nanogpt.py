@@ -459,7 +459,7 @@ def test_a_meta_file_of_other_values_or_none_is_one_line(tmp_path, save, capsys)
         read_meta(tmp_path / "nowhere.pkl")
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(character_vocabulary("".join(map(chr, range(50, 90))))))
     assert main(["import-nanogpt", str(save(checkpoint())), str(tmp_path / "gpt2")]) == 2
-    assert "the tokenizer has 40 tokens, but the model only 30" in capsys.readouterr().err
+    assert "the tokenizer has 40 tokens, but the model's embedding only 30 rows" in capsys.readouterr().err
     assert not (tmp_path / "gpt2").exists()
 
 
