@@ -89,7 +89,7 @@ def read_nanogpt(path: Path) -> tuple[GPT, str]:
         raise read_error(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError):  # zipfile raises these
         raise UserError(
             f"{path}: is no zip file of torch.save or is damaged, and is not read in any other way"
         ) from None

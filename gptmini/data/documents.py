@@ -216,7 +216,7 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
             kind = schema.types[schema.names.index(text_field)]
             try:
                 pyarrow.nulls(0, kind).cast("large_binary")
-            except (NotImplementedError, ValueError):
+            except (NotImplementedError, ValueError):  # pyarrow: no such cast
                 raise UserError(f"{path}: the column {text_field} is of type {kind}, not text") from None
             for group in range(file.num_row_groups):
                 # a few rows at a time, as a row group can be larger than memory
