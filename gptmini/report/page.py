@@ -1,10 +1,8 @@
-"""The report: data as JSON, report.js that draws it, and the plotting library, in one HTML file."""
+"""The report: what the runs hold as JSON, report.js that draws it, and tables."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from statistics import median_high
 from typing import Any
@@ -15,12 +13,14 @@ from gptmini.checkpoint.store import load_model
 from gptmini.config import RuntimeConfig, flatten_config
 from gptmini.data.documents import STANDARD_INPUT
 from gptmini.data.prepare import corpus_names, prepare
-from gptmini.errors import DamagedError, MissingPackageError, UserError
+from gptmini.errors import DamagedError, UserError
 from gptmini.evaluation.baselines import Baselines, measure_baselines
+from gptmini.report.one_file import fill, import_map, plotting_library, read_source, script_json
 from gptmini.report.runs import Run, read_runs
 from gptmini.report.surprisal import extreme_windows
 from gptmini.training.runtime import Runtime, start_runtime
 
+_MODULES = ("element.js", "charts.js", "report.js")
 _METRICS = (
     "step", "split", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "tokens_per_second",
     "elapsed_seconds",
@@ -33,32 +33,24 @@ def write_report(folders: Sequence[str], output: Path, device: str = "auto") -> 
     The plots are drawn by Vega-Lite, whose scripts are part of the page, so it opens offline. Raises
     UserError for a folder without a run, or where vl-convert-python, which bundles the scripts, is missing.
     """
-    try:
-        import vl_convert
-    except ImportError:
-        raise MissingPackageError("the report", "vl-convert-python") from None
     runs = read_runs(folders)
+    library = plotting_library()
     runtime = start_runtime(RuntimeConfig(device=device, precision="fp32"))
     baselines: dict[str, Baselines] = {}
     notes: list[str] = []
     shown = [_run_content(run, runtime, baselines, notes) for run in runs]
-    content = json.dumps({"runs": shown, "notes": notes}, ensure_ascii=False, allow_nan=False)
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    here = files("gptmini.report")
     # Whatever comes from a run is escaped: as HTML, as JSON inside a script, or as a script.
     parts = {
         "TITLE": escape(", ".join(run.name for run in runs)),
-        "STYLE": (here / "report.css").read_text(encoding="utf-8"),
+        "STYLE": read_source("looks.css") + read_source("report.css"),
         "BODY": _tables(runs),
         "SUMMARY": _summary_table(shown) + "".join(f"<p class='note'>{escape(note)}</p>" for note in notes),
-        "CONTENT": content.replace("<", "\\u003c"),
-        "LIBRARY": library.replace("</script", "<\\/script"),
-        "SCRIPT": (here / "report.js").read_text(encoding="utf-8"),
+        "CONTENT": script_json({"runs": shown, "notes": notes}),
+        "LIBRARY": library,
+        "MODULES": import_map({name: read_source(name) for name in _MODULES}),
         "VERSION": __version__,
     }
-    template = (here / "report.html").read_text(encoding="utf-8")
-    # In one pass, so that a {{NAME}} inside a part, such as a sample, is left alone.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    page = fill(read_source("report.html"), parts)
     write_file(output, page.encode(errors="replace"))  # half a surrogate pair has no UTF-8
     return notes
 
@@ -149,7 +141,8 @@ def _tables(runs: list[Run]) -> str:
     commands = "\n".join(
         f"gptmini train {run.folder / 'config.yaml'} --train.out-dir {run.folder}-again" for run in runs
     )
-    return f"{page}<section id='commands'><h2>Reproduce</h2><pre>{escape(commands)}</pre></section>"
+    page += f"<section id='commands'><h2>Reproduce</h2><pre class='panel'>{escape(commands)}</pre></section>"
+    return page
 
 
 def _rows(columns: list[dict[str, Any]]) -> list[list[str]]:
@@ -169,4 +162,5 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     for heading, *texts in rows:
         cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
         body += f"<tr><th>{escape(heading)}</th>{cells}</tr>"
-    return f"<div class='scroll'><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    table = f"<table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='scroll panel'>{table}</div>"

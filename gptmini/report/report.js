@@ -1,140 +1,21 @@
-"use strict";
+// Draws the report from its content: curves, samples, and the loss of each token.
+import { addPanels, axes, color, drawCurves, plots } from "./charts.js";
+import { element } from "./element.js";
+
 const content = JSON.parse(document.getElementById("content").textContent);
-const colors = ["#4269d0", "#e8930c", "#e0524d", "#2fa89a", "#9a5bd8", "#d2629a", "#5f8f2f", "#8a6d4b"];
-const color = (i) => colors[i % colors.length];
-const axes = { step: "step", tokens: "tokens", elapsed_seconds: "seconds" };
 const state = { axis: "step", visible: content.runs.map(() => true) };
-
-const plots = [
-  { field: "loss", title: "Loss", unit: "nats per token; thin: training, thick: validation", large: true, splits: true },
-  { field: "bits_per_byte", title: "Bits per byte", unit: "size of the text when compressed with the model; thin: training, thick: validation; dashed: baselines", large: true, splits: true, baselines: true },
-  { field: "lr", title: "Learning rate", unit: "AdamW's, at each logged step" },
-  { field: "grad_norm", title: "Gradient norm", unit: "before clipping" },
-  { field: "tokens_per_second", title: "Speed", unit: "tokens per second" },
-];
-
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // ------------------------------------------------------------------------------------------ curves
 
-function points(plot) {
-  const found = [];
-  content.runs.forEach((run, i) => {
-    if (!state.visible[i]) return;
-    for (const line of run.metrics) {
-      if (line[plot.field] === null || line[plot.field] === undefined) continue;
-      if (!plot.splits && line.split !== "train") continue;
-      found.push({ run: run.name, split: line.split, x: line[state.axis], y: line[plot.field], step: line.step,
-        about: `run: ${run.name}; ${plot.splits ? `split: ${line.split}; ` : ""}step: ${line.step}; ${plot.field}: ${line[plot.field]}` });
-    }
-  });
-  return found;
-}
-
-function specification(plot, values, width) {
-  const names = content.runs.map((run) => run.name);
-  const several = names.length > 1;
-  const title = axes[state.axis];
-  const zero = plot.field === "lr" || plot.field === "tokens_per_second";
-  // an axis from zero would flatten the curves of loss and gradient norm
-  const x = { field: "x", type: "quantitative", title, axis: { tickCount: Math.max(3, Math.floor(width / 90)), format: "~s", grid: false }, scale: { nice: false } };
-  const padding = plot.baselines ? 20 : 0;  // pixels, so that the lowest label stays above the axis
-  const y = { field: "y", type: "quantitative", title: null, scale: { zero, padding }, axis: { tickCount: 5, format: plot.field === "lr" ? "~g" : "~s" } };
-  const encodedColor = { field: "run", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => color(i)) } };
-  const tooltip = [
-    ...(several ? [{ field: "run", type: "nominal" }] : []),
-    ...(plot.splits ? [{ field: "split", type: "nominal" }] : []),
-    { field: "step", type: "quantitative" },
-    { field: "y", type: "quantitative", title: plot.field, format: "" },
-  ];
-  const of = (split) => ({ filter: `datum.split === '${split}'` });
-  const layer = [
-    {
-      transform: [of("train")],
-      mark: { type: "line", strokeWidth: plot.splits ? 1.3 : 1.6, opacity: plot.splits ? 0.65 : 1, interpolate: "linear" },
-      encoding: { x, y, color: encodedColor },
-    },
-  ];
-  if (plot.splits) {
-    layer.push({
-      transform: [of("val")],
-      mark: { type: "line", strokeWidth: 2.4, point: { size: 34, filled: true } },
-      encoding: { x, y, color: encodedColor },
-    });
-  }
-  if (plot.baselines) {
-    const shown = {};
-    content.runs.forEach((run, i) => {
-      if (state.visible[i]) for (const [name, value] of Object.entries(run.baselines)) shown[`${name} ${value.toFixed(2)}`] = { name, value };
-    });
-    const lowest = Math.min(...Object.values(shown).map(({ value }) => value));
-    // labels above their lines, but the lowest below: two baselines may be nearly equal
-    const lines = Object.entries(shown).map(([label, { value }]) => ({ label, y: value, dy: value === lowest ? 9 : -8 }));
-    if (lines.length) {
-      const soft = variable("--soft");
-      const at = { y: { field: "y", type: "quantitative" } };
-      const label = { type: "text", align: "left", baseline: "middle", dx: 4, dy: { expr: "datum.dy" }, fontSize: 11.5 };
-      const named = { ...at, x: { value: 0 }, text: { field: "label" } };
-      layer.push(
-        { data: { values: lines }, mark: { type: "rule", strokeDash: [5, 4], color: soft, opacity: 0.8 }, encoding: at },
-        { data: { values: lines }, mark: { ...label, stroke: variable("--panel"), strokeWidth: 4 }, encoding: named },
-        { data: { values: lines }, mark: { ...label, color: soft }, encoding: named },
-      );
-    }
-  }
-  layer.push({
-    params: [{ name: "near", select: { type: "point", on: "pointerover", clear: "pointerout", nearest: true } }],
-    mark: { type: "point", filled: true, size: 70, cursor: "default" },
-    encoding: { x, y, color: encodedColor, description: { field: "about" }, opacity: { condition: { param: "near", empty: false, value: 1 }, value: 0 }, tooltip },
-  });
-  return { width: "container", height: plot.large ? 270 : 190, autosize: { type: "fit", contains: "padding" }, data: { values }, layer };
-}
-
-function theme() {
-  const ink = variable("--ink"), soft = variable("--soft"), line = variable("--line"), grid = variable("--grid");
-  const font = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
-  return {
-    background: null, font,
-    view: { stroke: null },
-    axis: { labelColor: soft, titleColor: soft, gridColor: grid, domainColor: line, tickColor: line, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelFont: font, titleFont: font },
-    text: { font, color: ink },
-  };
-}
-
-async function draw() {
-  const config = theme();
-  const total = content.runs.reduce((sum, run) => sum + run.metrics.length, 0);
-  for (const plot of plots) {
-    const container = document.getElementById(`plot-${plot.field}`);
-    const values = points(plot);
-    const spec = specification(plot, values, container.clientWidth);
-    await vegaEmbed(container, { ...spec, config }, { actions: false, renderer: total > 4000 ? "canvas" : "svg" });
-  }
+async function redraw() {
+  await drawCurves(content.runs, state.axis, state.visible);
   document.body.dataset.drawn = "true";
-}
-
-let drawing = Promise.resolve();  // one draw at a time: vegaEmbed is asynchronous
-const redraw = () => { drawing = drawing.then(draw); };
-
-function panels() {
-  for (const { field, title, unit, large } of plots) {
-    const container = element("div", { id: `plot-${field}` });
-    const panel = element("div", { class: large ? "plot large" : "plot" }, element("h3", {}, title), element("p", {}, unit), container);
-    document.getElementById("plots").append(panel);
-  }
 }
 
 function buttons() {
   const legend = document.getElementById("legend");
   content.runs.forEach((run, i) => {
-    const dot = element("i", { style: `--run:${color(i)}` });
+    const dot = element("i", { "--run": color(i) });
     const button = element("button", { "aria-pressed": "true", title: "show or hide" }, dot, run.name);
     button.onclick = () => {
       state.visible[i] = !state.visible[i];
@@ -158,7 +39,7 @@ function buttons() {
 // ------------------------------------------------------------------------------------------ samples
 
 function column(i) {
-  return element("div", { class: "column", style: `--run:${color(i)}` }, element("h3", {}, content.runs[i].name));
+  return element("div", { class: "column panel", "--run": color(i) }, element("h3", {}, content.runs[i].name));
 }
 
 function samples() {
@@ -207,7 +88,7 @@ function tokens() {
       for (const { loss, bits_per_byte, pieces } of windows) {
         const text = element("pre");
         for (const piece of pieces) {
-          const span = element("span", { class: "piece", style: `--s:${Math.min(piece[1] / 12, 1).toFixed(3)}` }, piece[0].replaceAll("\n", "↵\n"));
+          const span = element("span", { class: "piece", "--s": Math.min(piece[1] / 12, 1).toFixed(3) }, piece[0].replaceAll("\n", "↵\n"));
           shown.set(span, piece);
           text.append(span);
         }
@@ -225,7 +106,7 @@ function tokens() {
   document.addEventListener("click", over);
 }
 
-panels();
+addPanels(document.getElementById("plots"), plots);
 buttons();
 samples();
 tokens();
