@@ -38,7 +38,7 @@ export function openAlternatives(span, steps, topOf, onTake) {
     const heading = element("p", {}, element("bdi", { class: "name" }, visible(token)), probability === null ? " stands here." : ` (${percent(probability)}) stands here.`, " Take another and go on from it:");
     const list = element("ul", { role: "listbox", "aria-label": "The likeliest tokens here" });
     body.replaceChildren(heading, list);
-    place(panel, span.getClientRects()[0]);
+    place(panel, span);
     let top;
     try {
       top = await topOf(i);
@@ -49,7 +49,7 @@ export function openAlternatives(span, steps, topOf, onTake) {
     }
     if (panel.hidden || body.lastChild !== list) return;
     list.append(...top.map(([other, p]) => option(other, p, other.id === token.id, () => (close(false), onTake(i, other, p)))));
-    place(panel, span.getClientRects()[0]);
+    place(panel, span);
     const rows = [...list.children];
     const first = rows.find((row) => row.ariaSelected === "true") ?? rows[0];
     if (first) (first.tabIndex = 0), first.focus({ preventScroll: true });

@@ -39,11 +39,12 @@ export function showTip(at, ...content) {
   tip.hidden = !content.length;
   if (!content.length) return;
   tip.replaceChildren(...content);
-  place(tip, at.getClientRects ? at.getClientRects()[0] : at);
+  place(tip, at);
 }
 
-/** Put a floating element below a rectangle of the window, or above where there is no room. */
-export function place(floating, rect) {
+/** Put a floating element below an element (its last line) or rectangle, or above where there is no room. */
+export function place(floating, at) {
+  const rect = at.getClientRects ? [...at.getClientRects()].at(-1) : at;
   if (!rect) return;
   const room = document.documentElement.clientWidth - floating.offsetWidth - 12;
   const below = rect.bottom + 6 + floating.offsetHeight < innerHeight || rect.top < floating.offsetHeight + 12;
