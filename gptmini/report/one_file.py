@@ -41,7 +41,7 @@ def import_map(modules: Mapping[str, str]) -> str:
     """
     urls = {}
     for name, source in modules.items():
-        source = re.sub(r'(from |import )"\./', r'\1"gptmini/', source)
+        source = re.sub(r'(from |import |import\()"\./', r'\1"gptmini/', source)
         urls[f"gptmini/{name}"] = "data:text/javascript," + quote(source, safe=" !$&'()*+,-./:;=?@[]_~|{}")
     return script_json({"imports": urls})
 
