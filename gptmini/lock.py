@@ -25,7 +25,8 @@ def lock(path: Path, what: str, waiting: str | None = None) -> Iterator[Callable
     make_folder(path.parent)
     # A soft lock, filelock's fallback on filesystems without flock, would outlive its process. A real one is
     # freed by the operating system, however the process ends; the file itself stays and means nothing.
-    file_lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+    # `is_locked` may hold it for an instant: that is waited out.
+    file_lock = FileLock(path, timeout=0.1, thread_local=False, fallback_to_soft=False)
     try:
         file_lock.acquire()
     except Timeout:
@@ -44,3 +45,18 @@ def lock(path: Path, what: str, waiting: str | None = None) -> Iterator[Callable
         yield check
     finally:
         file_lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file at `path`: one that is free is taken for an instant."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # another user's: nothing says it
+        return False

@@ -119,7 +119,7 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_passed_over(run, tmp_path,
 
     def prune_first(path):
         if path.name == "step-00000004":
-            store._remove(store.path(4))
+            store.remove(store.path(4))
         return read_state(path)
 
     monkeypatch.setattr("gptmini.cli.verify.read_state", prune_first)

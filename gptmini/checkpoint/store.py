@@ -18,6 +18,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from gptmini import atomic_io
+from gptmini.checkpoint.folders import holds_checkpoint, is_run_folder, is_step_folder, runs_there_are
 from gptmini.checkpoint.gpt2_directory import (
     build_model,
     check_vocabulary,
@@ -75,7 +76,8 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
             f"{path}: is a file, but a checkpoint is a folder; gptmini import-nanogpt makes one of nanoGPT's"
         )
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder: give a run folder, a step's folder or a GPT-2 directory")
+        needed = "give a run folder, a step's folder or a GPT-2 directory"
+        raise UserError(f"{path}: no such folder: {needed}{runs_there_are(path)}")
     if is_run_folder(path):
         return CheckpointStore(path, keep=1).read_best(_open_folder)
     return _open_folder(path)
@@ -96,21 +98,6 @@ def _open_folder(path: Path) -> tuple[GPTConfig, Iterator[tuple[str, Tensor]], T
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return *drop_padding(config, parameters, tokenizer), tokenizer
-
-
-def is_step_folder(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of a run, be it damaged, and not any GPT-2 directory."""
-    return (folder / MANIFEST).exists() or (folder / STATE).exists()
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether a folder has checkpoints in it, and is not one of them in which others left files."""
-    return (folder / "checkpoints").is_dir() and not (folder / STATE).exists()
-
-
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether a step's folder is more than what others left in it."""
-    return is_step_folder(folder) or (folder / "model.safetensors").exists()
 
 
 class CheckpointStore:
@@ -161,7 +148,7 @@ class CheckpointStore:
                 verify(path)
                 return path
             except DamagedError:
-                self._remove(path, contents)
+                self.remove(path, contents)
         atomic_io.make_folder(self.folder)
         if os.path.lexists(path):  # with files of others in it: complete when the manifest is there
             write_files(path, contents)
@@ -300,9 +287,9 @@ class CheckpointStore:
         # What goes: a state that can be believed, and says that the checkpoint is worse.
         for step in sorted(states.keys() & {*steps} - kept):
             if best < (losses.get(step, math.inf), step):
-                self._remove(self.path(step))
+                self.remove(self.path(step))
 
-    def _remove(self, path: Path, names: Iterable[str] = ()) -> None:
+    def remove(self, path: Path, names: Iterable[str] = ()) -> None:
         """Delete the files that a checkpoint's manifest lists, and `names`; those of others stay there."""
         removed = self.folder / f"{_REMOVED}{path.name}"
         atomic_io.rename(path, removed)  # a reader sees all of it or nothing

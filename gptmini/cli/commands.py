@@ -19,13 +19,15 @@ from gptmini.cli.flags import (
     PlanFlags,
     PrepareFlags,
     ReportOptions,
+    RunsOptions,
+    ServeOptions,
     TrainFlags,
 )
 from gptmini.cli.options import Command, completion_script
 from gptmini.config import load_config
 from gptmini.data.file_formats import describe_format
 from gptmini.distributed.parent import torchrun_world_size
-from gptmini.errors import UserError, read_error
+from gptmini.errors import MissingPackageError, UserError, read_error
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.memory import explain_shortage
 from gptmini.schema import Section, did_you_mean
@@ -212,6 +214,30 @@ def report(args: list[str], options: ReportOptions, overrides: dict[str, Any]) -
     return [f"{options.output}: written", *notes]
 
 
+def serve(args: list[str], options: ServeOptions, overrides: dict[str, Any]) -> None:
+    """Serve a page on which to play with models, look inside them and watch runs; and /v1/completions.
+
+    Without a name, every run under runs/.
+    """
+    precision = _precision(options)
+    try:
+        from gptmini.web.catalog import Catalog
+        from gptmini.web.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn"):
+            raise
+        raise MissingPackageError("gptmini serve", "fastapi uvicorn") from None
+    serve(Catalog(args, options.device, precision), options.host, options.port, options.open)
+
+
+def runs(args: list[str], options: RunsOptions, overrides: dict[str, Any]) -> Iterable[str]:
+    """List the runs in FOLDER, runs/ unless given: text, size, best bits per byte, when, disk."""
+    from gptmini.web.runs_table import delete_run, list_runs
+
+    folder = Path(args[0] if args else "runs")
+    return list_runs(folder) if options.delete is None else delete_run(folder, options.delete, options.yes)
+
+
 def verify(args: list[str], options: Section, overrides: dict[str, Any]) -> Iterable[str]:
     """Check that a run or checkpoint is as it was written: steps, metrics, samples, config, tokens."""
     from gptmini.cli.verify import verify_folder
@@ -252,6 +278,8 @@ COMMANDS = {
     "export": Command(export, "CHECKPOINT", range(1, 2), ExportOptions),
     "import-nanogpt": Command(import_nanogpt, "CKPT.pt OUT", range(2, 3), ImportOptions),
     "report": Command(report, "RUN [RUN ...]", range(1, 10_000), ReportOptions),
+    "serve": Command(serve, "[CHECKPOINT or RUN ...]", range(10_000), ServeOptions),
+    "runs": Command(runs, "[FOLDER]", range(2), RunsOptions),
     "verify": Command(verify, "RUN_OR_CHECKPOINT", range(1, 2)),
     "configs": Command(configs, "[NAME]", range(2)),
     "completion": Command(completion, "bash|zsh|fish", range(1, 2)),

@@ -112,6 +112,24 @@ class ImportOptions(Section):
     )
 
 
+class ServeOptions(LoadOptions):
+    """Options of `gptmini serve`."""
+
+    port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0: any free one.")
+    host: str = Field(
+        "127.0.0.1",
+        description="The address to listen on; another than this machine's own lets others in, by a token.",
+    )
+    open: bool = Field(False, description="Open the page in the browser.")
+
+
+class RunsOptions(Section):
+    """Options of `gptmini runs`."""
+
+    delete: str | None = Field(None, description="Delete the run of this name, after a question.")
+    yes: bool = Field(False, description="Delete without the question.")
+
+
 class ReportOptions(Section):
     """Options of `gptmini report`."""
 

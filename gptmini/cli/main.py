@@ -25,6 +25,8 @@ gptmini evaluate CHECKPOINT [--corpus PATH ...] [--memorization]
 gptmini export CHECKPOINT [--dtype float32|float16|q8_0] [--output FILE]
 gptmini import-nanogpt CKPT.pt OUT [--meta META.pkl]
 gptmini report RUN [RUN ...] [--output FILE.html]
+gptmini serve [CHECKPOINT or RUN ...] [--port N] [--open]
+gptmini runs [FOLDER] [--delete NAME]
 gptmini verify RUN_OR_CHECKPOINT
 gptmini configs [NAME]
 gptmini completion bash|zsh|fish

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gptmini.checkpoint.store import CheckpointStore, is_step_folder, load_model
+from gptmini.checkpoint.folders import is_step_folder
+from gptmini.checkpoint.store import CheckpointStore, load_model
 from gptmini.config import DataConfig, RuntimeConfig, load_config
 from gptmini.data.corpus import open_corpus
 from gptmini.data.prepare import encode_corpus, find_prepared, prepare

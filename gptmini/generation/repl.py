@@ -95,7 +95,7 @@ class Session:
         self.continuations += 1
         count, started = 0, time.perf_counter()
         try:
-            for _ in continue_texts(self.model, ids, [added], self.max_new_tokens, **options):
+            for _ in continue_texts(self.model, [ids], [added], self.max_new_tokens, **options):
                 count += 1
                 self.echo(added.pop())
         finally:  # Ctrl-C too: what was shown is part of the text

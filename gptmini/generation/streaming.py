@@ -55,7 +55,7 @@ def generate_text(
         start = () if prompt else ids
         texts = [StreamDecoder(tokenizer, stop, allow_invalid_utf8, start) for _ in range(count)]
         options = {**sampling, "seed": None if first_seed is None else first_seed + first}
-        return texts, continue_texts(model, ids, texts, max_new_tokens, logits_hook, **options)
+        return texts, continue_texts(model, [ids] * count, texts, max_new_tokens, logits_hook, **options)
 
     def whole_texts() -> Iterator[str]:
         for first in range(0, num_samples, MAX_BATCH):
@@ -90,7 +90,7 @@ def stream(
     """
     ids = encode_prompt(model, tokenizer, prompt, truncate_prompt, parse_special)
     text = StreamDecoder(tokenizer, stop, allow_invalid_utf8, () if prompt else ids)
-    steps = continue_texts(model, ids, [text], max_new_tokens, logits_hook, seed=seed, **sampling)
+    steps = continue_texts(model, [ids], [text], max_new_tokens, logits_hook, seed=seed, **sampling)
 
     def pieces() -> Iterator[str]:
         for _ in steps:
@@ -119,18 +119,18 @@ def encode_prompt(
 
 def continue_texts(
     model: GPT,
-    prompt: list[int],
+    prompts: Sequence[list[int]],
     texts: Sequence["StreamDecoder"],
     max_new_tokens: int,
     logits_hook: LogitsHook | None = None,
     **sampling: Any,
 ) -> Steps:
-    """Continue the prompt once for each of `texts`, adding to them each token that is yielded."""
+    """Continue the prompts, one for each of `texts`, adding to these each token that is yielded."""
     model, tokenizer = unwrap(model), texts[0].tokenizer
     vocab_size, device = model.config.vocab_size, model.position_embedding.weight.device
     # End of text after end of text would be an empty text. (A model may lack it: nanoGPT's of characters.)
     no_repeat_token = tokenizer.end_of_text if tokenizer.end_of_text in range(vocab_size) else None
-    options, prompts = Sampling(**{"no_repeat_token": no_repeat_token, **sampling}), [prompt] * len(texts)
+    options = Sampling(**{"no_repeat_token": no_repeat_token, **sampling})
     check_arguments(model, prompts, options, max_new_tokens, logits_hook)
 
     def forbidden(rows: Sequence[int]) -> Tensor:

@@ -280,7 +280,7 @@ BUGS = [
         "a damaged step is not written anew",
         checks.check_pruning,
         store,
-        "                self._remove(path, contents)\n        atomic_io.make_folder",
+        "                self.remove(path, contents)\n        atomic_io.make_folder",
         "                return path\n        atomic_io.make_folder",
     ),
     (
