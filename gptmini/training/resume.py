@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from gptmini.atomic_io import make_folder
-from gptmini.checkpoint.state import Checkpoint, TrainingState, read_state
 from gptmini.checkpoint.folders import is_step_folder
+from gptmini.checkpoint.state import Checkpoint, TrainingState, read_state
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, ModelConfig, dump_config, flatten_config, load_config
 from gptmini.data.prepare import corpus_names, require_same_text

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import Response
@@ -50,7 +50,18 @@ def event(data: Any, name: str | None = None) -> str:
     return f"{head}data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
 
 
-async def event_stream(items: AsyncIterator[Any]) -> Response:
+class EventStream(StreamingResponse):
+    """Server-sent events, from a generator that is closed at once when the client has gone."""
+
+    media_type = "text/event-stream"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send them."""
+        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]  # a generator
+            await super().__call__(scope, receive, send)
+
+
+async def event_stream(items: AsyncGenerator[Any, None]) -> Response:
     """Each item as an event, then [DONE]. An error before the first is the answer's status; a later one
     stands in the stream."""
     try:
@@ -58,7 +69,7 @@ async def event_stream(items: AsyncIterator[Any]) -> Response:
     except StopAsyncIteration:  # nothing was to be generated
         first = []
 
-    async def events() -> AsyncIterator[str]:
+    async def events() -> AsyncGenerator[str, None]:
         async with contextlib.aclosing(items):
             try:
                 for item in first:
@@ -70,4 +81,4 @@ async def event_stream(items: AsyncIterator[Any]) -> Response:
                 return
         yield "data: [DONE]\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream")
+    return EventStream(events())

@@ -64,7 +64,7 @@ class Catalog:
         return folder
 
     def infos(self) -> list[dict[str, Any]]:
-        """What a page says of each model; one that cannot be read is left out, with the reason as sentence."""
+        """What a page says of each model; of one that cannot be read, why."""
         found = []
         for name, folder in self.folders().items():
             about = _describe_or_say_why(name, folder, _state_of(folder))
@@ -79,7 +79,13 @@ class Catalog:
         if model_id in folders:
             return model_id, folders[model_id]
         name, _, step = model_id.rpartition("@")
-        if name in folders and _is_run(folders[name]) and step.isascii() and step.isdecimal() and len(step) < 19:
+        if (
+            name in folders
+            and _is_run(folders[name])
+            and step.isascii()
+            and step.isdecimal()
+            and len(step) < 19
+        ):
             store = CheckpointStore(folders[name], keep=1)
             if int(step) in store.steps():
                 return name, store.path(int(step))

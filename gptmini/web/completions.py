@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, model_validator
@@ -52,7 +52,7 @@ class CompletionRequest(SamplingOptions):
     suffix: str | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: dict[str, float] = {}
+    logit_bias: dict[str, float] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class CompletionRequest(SamplingOptions):
 
 
 class Scored(NamedTuple):
-    """A token, its log probability in nats (None: nothing stands before it), and the likeliest in its place."""
+    """A token, its log probability in nats (None for the first of a prompt), the likeliest in its place."""
 
     token: int
     log_probability: float | None
@@ -81,7 +81,7 @@ class Scored(NamedTuple):
 class Piece(NamedTuple):
     """What one of the texts gains."""
 
-    index: int
+    choice: int  # which of them
     text: str
     scored: list[Scored]
     new_tokens: int = 0
@@ -90,18 +90,20 @@ class Piece(NamedTuple):
 
 def read_prompts(loaded: Loaded, request: CompletionRequest) -> list[list[int]]:
     """The ids of each prompt; UserError for what cannot be continued."""
-    given = request.prompt
-    prompts = given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
+    given: Any = request.prompt
+    one = isinstance(given, str) or (given and isinstance(given[0], int))
+    prompts: list[str | list[int]] = [given] if one else given
     if not prompts:
         raise UserError("prompt is an empty list: give a text, or token ids")
     if len(prompts) * request.n > MAX_BATCH:
-        raise UserError(f"{len(prompts)} prompts x {request.n} texts: at most {MAX_BATCH} at once; ask again for more")
+        raise UserError(
+            f"{len(prompts)} prompts x {request.n} texts: at most {MAX_BATCH} at once; ask again for more"
+        )
     model, tokenizer = loaded
     rows = [encode_prompt(model, tokenizer, p, False) if isinstance(p, str) else p for p in prompts]
     if (longest := max(map(len, rows))) > model.config.context_length:
-        raise UserError(
-            f"the prompt has {longest} tokens, but the model's context is {model.config.context_length}: shorten it"
-        )
+        limit = model.config.context_length
+        raise UserError(f"the prompt has {longest} tokens, but the model's context is {limit}: shorten it")
     return rows
 
 
@@ -152,7 +154,9 @@ def _score(token: int, log_probabilities: Any, count: int) -> Scored:
 class Answer:
     """The JSON of one answer, whole or in chunks."""
 
-    def __init__(self, tokenizer: Tokenizer, request: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, request: CompletionRequest, prompts: Sequence[Sequence[int]]
+    ) -> None:
         self.tokenizer, self.request = tokenizer, request
         self.prompt_tokens, self.completion_tokens = sum(map(len, prompts)), 0
         self.head = {
@@ -178,20 +182,21 @@ class Answer:
         """All pieces in one object."""
         choices = [self._choice(Piece(index, "", [])) for index in range(len(self.offsets))]
         for piece in pieces:
-            new, choice = self._choice(piece), choices[piece.index]
+            new, choice = self._choice(piece), choices[piece.choice]
             choice["text"] += new["text"]
             choice["finish_reason"] = new["finish_reason"]
             for key, values in (new["logprobs"] or {}).items():
                 choice["logprobs"][key] += values
         return {**self.head, "choices": choices, "usage": self.usage}
 
-    async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[dict[str, Any], None]:
         """An object for each piece, and one for the usage where it was asked for."""
         options = self.request.stream_options
         with_usage = options is not None and options.include_usage
-        async with contextlib.aclosing(pieces):  # type: ignore[type-var]  # it is a generator
+        head = self.head | ({"usage": None} if with_usage else {})
+        async with contextlib.aclosing(pieces):
             async for piece in pieces:
-                yield {**self.head, "choices": [self._choice(piece)], **({"usage": None} if with_usage else {})}
+                yield {**head, "choices": [self._choice(piece)]}
         if with_usage:
             yield {**self.head, "choices": [], "usage": self.usage}
 
@@ -205,12 +210,12 @@ class Answer:
                 logprobs["token_logprobs"].append(log_probability)
                 named = {self._name(i): value for i, value in likeliest.items()}
                 logprobs["top_logprobs"].append(named or None)
-                logprobs["text_offset"].append(self.offsets[piece.index])
-                text = self.decoders[piece.index].decode(self.tokenizer.decode_bytes([token]))
-                self.offsets[piece.index] += len(text)
+                logprobs["text_offset"].append(self.offsets[piece.choice])
+                text = self.decoders[piece.choice].decode(self.tokenizer.decode_bytes([token]))
+                self.offsets[piece.choice] += len(text)
         return {
             "text": piece.text,
-            "index": piece.index,
+            "index": piece.choice,
             "logprobs": logprobs,
             "finish_reason": piece.finish_reason,
         }

@@ -1,22 +1,20 @@
 """The page's engine over HTTP: what gptmini/web/server_engine.js asks for."""
 
 import asyncio
-import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from fastapi import APIRouter, Response
-from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.generation.streaming import StreamDecoder, continue_texts, encode_prompt
 from gptmini.schema import Section
-from gptmini.web.answers import Json, event, event_stream
+from gptmini.web.answers import EventStream, Json, event, event_stream
 from gptmini.web.catalog import Catalog, Loaded
 from gptmini.web.completions import MAX_NEW_TOKENS, Ids, decoder_after, special_name
 from gptmini.web.inspection import Inspection, check_ids, inspect, neighbors, next_tokens, top_tokens
@@ -135,7 +133,7 @@ class EngineAPI:
         return Json(await self._compute(body.model, look))
 
     async def attention(self, body: AttentionBody) -> Response:
-        """Attention weights: float32 (T, T) of one head, or uint8 (n_layer, H, T, T), weight * 255, of all."""
+        """Weights of one head, float32 (T, T); or of all, uint8 (n_layer, H, T, T), as weight * 255."""
 
         def weights(loaded: Loaded) -> bytes:
             found = self._inspect(loaded, body).attention
@@ -170,7 +168,7 @@ class EngineAPI:
         """A run as it goes on: server-sent events, without end."""
         reader = RunReader(self.catalog.run(run))
 
-        async def events() -> AsyncIterator[str]:
+        async def events() -> AsyncGenerator[str, None]:
             silent = 0
             while True:
                 news = await asyncio.to_thread(lambda: list(reader.events()))
@@ -181,7 +179,7 @@ class EngineAPI:
                     yield ": nothing new\n\n"
                 await asyncio.sleep(POLL_SECONDS)
 
-        return StreamingResponse(events(), media_type="text/event-stream")
+        return EventStream(events())
 
 
 def token_json(tokenizer: Tokenizer, token: int) -> dict[str, Any]:

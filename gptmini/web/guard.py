@@ -42,7 +42,7 @@ class RefusedError(Exception):
 
 
 class Guard:
-    """An ASGI app around another one that lets through only what a page of this server, or a program, sends."""
+    """An ASGI app around another one: lets through what a page of this server, or a program, sends."""
 
     def __init__(self, app: App, hosts: Collection[str], token: str | None = None) -> None:
         """`hosts` are the names under which this machine is asked; numeric addresses pass anyway, as no
@@ -63,7 +63,9 @@ class Guard:
         except RefusedError as error:
             await _refuse(send, error)
         except TimeoutError:
-            await _refuse(send, RefusedError(408, f"the request took longer than {REQUEST_SECONDS:.0f} s to come"))
+            await _refuse(
+                send, RefusedError(408, f"the request took longer than {REQUEST_SECONDS:.0f} s to come")
+            )
         else:
             if body is not None:
                 await _until_gone(self.app, scope, body, receive, send)
@@ -72,10 +74,14 @@ class Guard:
         """Against DNS rebinding, and against pages of other sites that send requests here."""
         host = headers.get("host", "")
         if not self._is_own(host):
-            raise RefusedError(403, f"the host {host!r:.100} is none of this server's: ask for localhost or its address")
+            raise RefusedError(
+                403, f"the host {host!r:.100} is none of this server's: ask for localhost or its address"
+            )
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            raise RefusedError(403, f"a page of another origin, {origin!r:.100}, asks: only this server's own may")
+            raise RefusedError(
+                403, f"a page of another origin, {origin!r:.100}, asks: only this server's own may"
+            )
 
     def _is_own(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host

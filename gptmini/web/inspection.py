@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.attention import record_attention
 from gptmini.model import GPT
@@ -54,7 +53,7 @@ def inspect(model: GPT, ids: Sequence[int]) -> Inspection:
 
 @contextmanager
 def record_residual_stream(model: GPT) -> Iterator[list[Tensor]]:
-    """Yields a list that a forward pass extends by the residual stream (B, T, C): embedded, after each block."""
+    """Yields a list that a forward pass extends by the residual stream (B, T, C), n_layer + 1 times."""
     stream: list[Tensor] = []
 
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -79,8 +78,8 @@ def token_log_probabilities(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
     """What the model gives every token at the second position, the third, ...: (V,) each, in nats."""
     device = model.position_embedding.weight.device
     hidden = model.hidden_states(torch.tensor([ids[:-1]], device=device))[0]  # (T - 1, C)
-    for part in hidden.split(_CHUNK):
-        yield from model.lm_head(part).float().log_softmax(dim=-1)
+    for start in range(0, len(hidden), _CHUNK):
+        yield from model.lm_head(hidden[start : start + _CHUNK]).float().log_softmax(dim=-1)
 
 
 @torch.inference_mode()

@@ -1,10 +1,10 @@
-"""One batch at a time for each model: a thread a model, a queue before it, and an end to what nobody awaits."""
+"""One batch at a time for each model: a thread, a queue before it, and an end to what nobody awaits."""
 
 import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -23,8 +23,7 @@ class Jobs:
     One thread too because OpenMP keeps a team of its own for every thread that computes.
     """
 
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
-        self._max_waiting = max_waiting
+    def __init__(self) -> None:
         self._waiting: Counter[str] = Counter()
         self._threads: dict[str, ThreadPoolExecutor] = {}
 
@@ -33,14 +32,14 @@ class Jobs:
         async with contextlib.aclosing(self.stream(name, lambda: iter((work(),)))) as items:
             return await anext(items)
 
-    async def stream(self, name: str, work: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    async def stream(self, name: str, work: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """The items of `work()` as they are computed for the model `name`.
 
         Raises BusyError at once where too many wait already, and what `work` raises. When this iterator is
         closed or its task cancelled, the work ends before its next item.
         """
-        if self._waiting[name] >= self._max_waiting:
-            raise BusyError(f"{name} has {self._max_waiting} requests waiting: try again later")
+        if self._waiting[name] >= MAX_WAITING:
+            raise BusyError(f"{name} has {MAX_WAITING} requests waiting: try again later")
         thread = self._threads.setdefault(name, ThreadPoolExecutor(1, f"model {name}"))
         loop, gone = asyncio.get_running_loop(), threading.Event()
         items: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()

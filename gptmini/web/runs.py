@@ -2,7 +2,6 @@
 
 import stat
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ Event = tuple[str, Any]  # its name, and what JSON can hold
 
 
 class LogTail:
-    """The lines of a log, each once, as the file grows; a stat costs a run nothing, and what was read stays read."""
+    """The lines of a log, each once, as the file grows: a stat, then what was appended."""
 
     def __init__(self, path: Path, schema: type[Section]) -> None:
         self.path, self.schema = path, schema

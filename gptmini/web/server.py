@@ -1,6 +1,7 @@
 """The server: the page, its engine over HTTP, OpenAI's completions, and where it listens."""
 
 import asyncio
+import contextlib
 import errno
 import secrets
 import socket
@@ -35,10 +36,14 @@ MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 def build_app(catalog: Catalog) -> FastAPI:
     """The app, without the guard that stands before it."""
-    errors = {status: {"description": "An error, as OpenAI's clients read it."} for status in ("4XX", "5XX")}
+    error: dict[str, Any] = {"description": "An error, as OpenAI's clients read it."}
     # Its own documentation pages would load scripts from elsewhere; the schema is at /openapi.json.
     app = FastAPI(
-        title="gptmini", version=__version__, docs_url=None, redoc_url=None, responses={**errors}
+        title="gptmini",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": error, "5XX": error},
     )
     jobs = Jobs()
     app.include_router(EngineAPI(catalog, jobs).router)
@@ -141,7 +146,7 @@ def serve(catalog: Catalog, host: str, port: int, open_browser: bool) -> None:
         webbrowser.open(url)
     guarded = Guard(build_app(catalog), {host, "localhost", socket.gethostname()}, token)
     config = uvicorn.Config(
-        guarded,  # type: ignore[arg-type]  # an ASGI app, with its messages as plain mappings
+        guarded,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",
@@ -159,19 +164,21 @@ def serve(catalog: Catalog, host: str, port: int, open_browser: bool) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-    except socket.gaierror:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with contextlib.ExitStack() as on_failure:
+            listener = on_failure.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+            on_failure.pop_all()  # it stays open
+            return listener
+    except (socket.gaierror, UnicodeError):
         raise UserError(f"--host = {host}: no such host: give a name or an address of this machine") from None
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(f"--host = {host}: is no address of this machine") from None
         advice = ": choose another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
         raise OSError(error.errno, f"{error.strerror}{advice}", f"{host}:{port}") from None
-    return listener
 
 
 def _is_loopback(listener: socket.socket) -> bool:

@@ -1,0 +1,374 @@
+"""gptmini serve: the page's engine over HTTP, what it refuses, and how it ends."""
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import torch
+from web_server import TEXT, running, train_run
+
+import gptmini
+from gptmini.cli.main import main
+from gptmini.web import catalog, engine_api, guard
+from gptmini.web.catalog import Catalog
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_run(tmp_path_factory.mktemp("serve"))
+
+
+@pytest.fixture(scope="module")
+def url(run):
+    with running(run) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return gptmini.load(run)
+
+
+def steps_of(response):
+    """The JSON of each event of a stream, which ends with [DONE]."""
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def error_of(response):
+    return response.status_code, response.json()["error"]["message"]
+
+
+def raw(url, request):
+    """What the server answers to these bytes until it closes the connection."""
+    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while block := connection.recv(4096):
+            answer += block
+        return answer
+
+
+# ------------------------------------------------------------------------------------------ the engine
+
+
+def test_the_page_is_told_what_the_model_is(url):
+    (info,) = httpx.get(f"{url}/api/models").json()
+    assert (info["id"], info["run"], info["checkpoints"]) == ("tiny", "tiny", [2, 4])
+    assert (info["n_layer"], info["n_head"], info["n_embd"], info["vocab_size"]) == (2, 2, 16, 257)
+    assert "text.txt" in info["sentence"]
+
+
+def test_tokens_have_their_bytes_where_these_are_no_characters(url):
+    tokens = httpx.post(f"{url}/api/tokenize", json={"model": "tiny", "text": "aÄ"}).json()
+    assert [(token["text"], token.get("bytes")) for token in tokens] == [
+        ("a", None), ("\ufffd", [0xC3]), ("\ufffd", [0x84]),
+    ]  # fmt: skip
+
+
+def test_generated_tokens_are_those_of_generate_text_with_the_models_own_probabilities(url, loaded):
+    options = {"max_new_tokens": 12, "seed": 3, "temperature": 0.8, "top_k": 50}
+    body = {"model": "tiny", "ids": list(b"To be"), **options}
+    steps = steps_of(httpx.post(f"{url}/api/generate", json=body))
+    ids = [step["token"]["id"] for step in steps]
+    model, tokenizer = loaded
+    (text,) = gptmini.generate_text(model, tokenizer, "To be", **options)
+    assert ("To be" + tokenizer.decode(ids).rstrip("\ufffd")) == text
+    probabilities = model(torch.tensor([[*b"To be", *ids]]))[0, 4:-1].softmax(dim=-1)  # (12, V)
+    for step, expected in zip(steps, probabilities, strict=True):
+        assert step["probability"] == pytest.approx(expected[step["token"]["id"]].item(), rel=1e-4)
+        assert [p for _, p in step["top"]] == pytest.approx(expected.topk(20).values.tolist(), rel=1e-4)
+
+
+def test_a_text_goes_on_inside_a_character(url):
+    body = {"model": "tiny", "ids": [0xF0, 0x9F], "max_new_tokens": 2, "temperature": 5.0, "seed": 0}
+    steps = steps_of(httpx.post(f"{url}/api/generate", json=body))
+    assert all(0x80 <= step["token"]["id"] < 0xC0 for step in steps)  # continuation bytes
+
+
+def test_without_ids_a_text_starts_where_a_document_does(url, loaded):
+    steps = steps_of(
+        httpx.post(f"{url}/api/generate", json={"model": "tiny", "ids": [], "max_new_tokens": 1})
+    )
+    assert len(steps) == 2
+    assert steps[0] == {
+        "token": {"id": ord("T"), "text": "T", "special": False},
+        "probability": None,
+        "top": [],
+    }
+
+
+def test_next_reads_the_end_of_a_long_text(url, run):
+    ids = list(TEXT.encode())[:100]
+    top = httpx.post(f"{url}/api/next", json={"model": "tiny@4", "ids": ids}).json()["top"]
+    model, _ = gptmini.load(run / "checkpoints" / "step-00000004")
+    expected = model(torch.tensor([ids[-32:]]))[0, -1].softmax(dim=-1).topk(20)
+    assert [p for _, p in top] == pytest.approx(expected.values.tolist(), rel=1e-4)
+
+
+def test_the_checkpoints_of_a_run_are_models(url, run):
+    for step in (2, 4):
+        answer = httpx.post(f"{url}/api/next", json={"model": f"tiny@{step}", "ids": [84]}).json()
+        model, _ = gptmini.load(run / "checkpoints" / f"step-{step:08d}")
+        expected = model(torch.tensor([[84]]))[0, -1].softmax(dim=-1).topk(20)
+        assert [token["id"] for token, _ in answer["top"]] == expected.indices.tolist()
+        assert [p for _, p in answer["top"]] == pytest.approx(expected.values.tolist(), rel=1e-4)
+
+
+def test_a_run_that_saves_is_loaded_again(run):
+    served = Catalog([str(run)])
+    before = served.load("tiny").model
+    assert served.load("tiny").model is before
+    os.utime(run / "checkpoints")
+    assert served.load("tiny").model is not before
+
+
+def test_few_models_stay_in_memory(run, monkeypatch):
+    monkeypatch.setattr(catalog, "MAX_LOADED", 1)
+    served = Catalog([str(run)])
+    first = served.load("tiny@2").model
+    served.load("tiny@4")
+    assert served.load("tiny@2").model is not first
+
+
+# ------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("api/next", {"model": "none", "ids": [1]}, 404, "no model is called 'none' here"),
+        ("api/next", {"model": "tiny@3", "ids": [1]}, 404, "tiny has no checkpoint of step 3 any more"),
+        ("api/next", {"model": "../tiny", "ids": [1]}, 404, "no model is called '../tiny' here"),
+        ("api/next", {"model": "tiny", "ids": [257]}, 400, "token id 257 is outside the vocabulary of 257"),
+        ("api/next", {"model": "tiny", "ids": "a"}, 400, "request: ids = 'a': needs a list of whole numbers"),
+        ("api/next", {"model": "tiny"}, 400, "request: ids is missing"),
+        ("api/inspect", {"model": "tiny", "ids": []}, 400, "there is no text to look inside"),
+        ("api/generate", {"model": "tiny", "ids": [1], "top_p": 2}, 400, "request: top_p = 2: needs a"),
+        ("api/tokenize", {"model": "tiny", "text": "\ud800"}, 400, "half of a surrogate pair"),
+        ("api/tokenize", [], 400, "body: Input should be"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(url, path, body, status, message):
+    found, text = error_of(
+        httpx.post(f"{url}/{path}", content=json.dumps(body), headers={"content-type": "application/json"})
+    )
+    assert (found, message in text) == (status, True), text
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 50_000, b"\xff\xfe", b"9" * 5000, b""])
+def test_what_is_no_json_is_refused(url, body):
+    status, _ = error_of(
+        httpx.post(f"{url}/api/next", content=body, headers={"content-type": "application/json"})
+    )
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["server.py", "..%2freport%2fpage.py", "%2e%2e/x.js", "report.html%00.js", "docs", "nowhere"]
+)
+def test_no_other_file_has_an_address(url, path):
+    assert httpx.get(f"{url}/{path}").status_code == 404
+
+
+def test_a_run_is_named_not_found_by_a_path(url, run):
+    status, message = error_of(httpx.get(f"{url}/api/watch", params={"run": str(run)}))
+    assert (status, "no run is called" in message) == (404, True)
+
+
+# ------------------------------------------------------------------------------------------ safety
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "", "127.0.0.1.evil.example"]
+)
+def test_another_host_is_refused(url, host):
+    status, message = error_of(httpx.get(f"{url}/api/models", headers={"host": host}))
+    assert (status, "is none of this server's" in message) == (403, True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9000", "[::1]:8000", "LOCALHOST"])
+def test_this_machines_names_are_let_in(url, host):
+    assert httpx.get(f"{url}/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", "file://"])
+def test_a_page_of_another_origin_is_refused(url, origin):
+    status, message = error_of(
+        httpx.get(f"{url}/api/watch", params={"run": "tiny"}, headers={"origin": origin})
+    )
+    assert (status, "a page of another origin" in message) == (403, True)
+    body = {"model": "tiny", "ids": [1]}
+    assert httpx.post(f"{url}/api/next", json=body, headers={"origin": origin}).status_code == 403
+    assert httpx.post(f"{url}/api/next", json=body, headers={"origin": url}).status_code == 200
+
+
+def test_every_answer_forbids_scripts_of_others(url):
+    for answer in (
+        httpx.get(f"{url}/api/models"),
+        httpx.get(f"{url}/nowhere"),
+        httpx.get(url, headers={"host": "x"}),
+    ):
+        policy = answer.headers["content-security-policy"]
+        assert "script-src 'self';" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+def test_with_a_token_every_address_begins_with_it(run):
+    with running(run, token="secret") as url:
+        for path in ("", "/", "/secret", "/secre/", "/api/models", "/secrett/api/models", "/%C3%A9/"):
+            assert httpx.get(url + path).status_code == 401, path
+        assert httpx.get(f"{url}/secret/api/models").status_code == 200
+        bearer = {"authorization": "Bearer secret"}
+        assert httpx.get(f"{url}/v1/models", headers=bearer).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer no"}).status_code == 401
+
+
+def test_a_body_that_is_too_large_is_not_read(url):
+    head = "POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    announced = raw(url, f"{head}content-length: 100000000\r\n\r\n".encode())
+    assert b"413" in announced.splitlines()[0]
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    assert (
+        b"413" in raw(url, f"{head}transfer-encoding: chunked\r\n\r\n".encode() + chunk * 17).splitlines()[0]
+    )
+
+
+def test_a_request_that_does_not_come_is_given_up(url, monkeypatch):
+    monkeypatch.setattr(guard, "REQUEST_SECONDS", 0.2)
+    assert raw(url, b"") == b""
+    assert raw(url, b"GET / HT") == b""
+    head = b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n"
+    assert b"408" in raw(url, head + b"{").splitlines()[0]
+
+
+def endless(started, ended):
+    """In place of `continue_texts`: a text without end, that says when it begins and when it is closed."""
+
+    def steps(model, *args, **options):
+        try:
+            while True:
+                started.set()
+                time.sleep(0.001)
+                yield 0, 84, torch.zeros(257)
+        finally:
+            ended.set()
+
+    return steps
+
+
+def test_a_client_that_goes_away_stops_its_generation(url, monkeypatch):
+    started, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(engine_api, "continue_texts", endless(started, ended))
+    with httpx.stream("POST", f"{url}/api/generate", json={"model": "tiny", "ids": [84]}) as answer:
+        next(answer.iter_lines())
+        assert not ended.is_set()
+    assert ended.wait(20)
+
+
+def test_requests_of_one_model_take_turns_and_too_many_are_refused(url, monkeypatch):
+    started, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr("gptmini.web.jobs.MAX_WAITING", 2)
+    monkeypatch.setattr(engine_api, "continue_texts", endless(started, ended))
+    body, answers = {"model": "tiny", "ids": [84]}, queue.Queue()
+
+    def ask():
+        answers.put(httpx.post(f"{url}/api/next", json=body, timeout=60))
+
+    others = [threading.Thread(target=ask) for _ in range(2)]
+    with httpx.stream("POST", f"{url}/api/generate", json=body):
+        for thread in others:
+            thread.start()
+        refused = answers.get(timeout=60)  # one has the last place in the queue, the other one none
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) > 0
+        # Typing is answered meanwhile.
+        assert httpx.post(f"{url}/api/tokenize", json={"model": "tiny", "text": "a"}).status_code == 200
+        assert answers.empty()
+    assert answers.get(timeout=60).status_code == 200
+    for thread in others:
+        thread.join()
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def test_what_is_no_model_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve"]) == 2
+    assert main(["serve", "runs/none"]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main(["serve", "empty"]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "runs/: no run there to serve: train one" in first
+    assert "runs/none: no such folder" in second
+    assert "empty: holds no checkpoint" in third
+
+
+def test_a_port_in_use_ends_with_one_line(run, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", str(run), "--port", str(port)]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"gptmini: 127.0.0.1:{port}: Address already in use: choose another --port\n"
+    )
+
+
+def test_a_host_that_is_none_ends_with_one_line(run, capsys):
+    assert main(["serve", str(run), "--host", "no.such.host.invalid"]) == 2
+    assert main(["serve", str(run), "--host", "192.0.2.1"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "--host = no.such.host.invalid: no such host" in first
+    assert "--host = 192.0.2.1: is no address of this machine" in second
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_without_the_packages_a_line_says_how_to_install_them(package, run, monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith("gptmini.web."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["serve", str(run)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"gptmini: gptmini serve needs fastapi uvicorn: {sys.executable} -m pip install fastapi uvicorn\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_server_prints_its_address_and_ctrl_c_ends_it(host, run):
+    command = [sys.executable, "-m", "gptmini", "serve", "--port", "0", "--host", host]
+    server = subprocess.Popen(
+        command, cwd=run.parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = server.stdout.readline()
+        address = re.search(r"http://\S+", line)[0]
+        (info,) = httpx.get(f"{address}api/models".replace("0.0.0.0", "127.0.0.1")).json()
+        assert info["id"] == "tiny"
+        with httpx.stream("GET", f"{address}api/watch?run=tiny".replace("0.0.0.0", "127.0.0.1")) as events:
+            next(events.iter_lines())
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) == 130
+    finally:
+        server.kill()
+        _, err = server.communicate()
+    warning = "other machines reach this server: whoever has the address with its token\n"
+    assert err == ("" if host == "127.0.0.1" else warning)
