@@ -42,12 +42,14 @@ def check_allocations(folder, library, stride):
         whole, lambda: library.fail_at(0), lambda: counted.write_text(str(library.allocations()))
     )
     assert code == 0, output
-    ends = Counter()
+    ends, failures = Counter(), []
     for n in range(1, int(counted.read_text()) + 1, stride):
         case = runs.new_run(folder, "case", CONFIG)
         code, output = without_cache(case, lambda n=n: library.fail_at(n))
-        check_end(case, whole, code, output, f"allocation {n}: exit code {code}: {output}")
+        with forked.collected(failures, f"allocation {n}: exit code {code}: {output}"):
+            check_end(case, whole, code, output)
         ends[f"exit code {code}"] += 1
+    forked.report(failures)
     return ends
 
 
@@ -57,14 +59,14 @@ def without_cache(run, *hooks):
     return forked.run(run, ARGS, *hooks)
 
 
-def check_end(case, whole, code, output, about):
+def check_end(case, whole, code, output):
     """Exit code 1 with one line, or 0 where the allocation could be done without; then it resumes."""
-    assert code == 1 or (code == 0 and "finished after step" in output), about
-    assert "Traceback" not in output, about
-    assert code == 0 or output.count("gptmini: ") == 1, about
+    assert code == 1 or (code == 0 and "finished after step" in output), "another exit code than 1"
+    assert "Traceback" not in output, "a traceback"
+    assert code == 0 or output.count("gptmini: ") == 1, "not one line"
     runs.assert_whole(case)
     code, output = forked.run(case, ARGS)
-    assert code == 0, f"{about}\nthen with enough memory: {output}"
+    assert code == 0, f"then with enough memory: {output}"
     runs.assert_same_end(case, whole)
 
 

@@ -81,13 +81,15 @@ def check_system_calls(folder, command, stride=1, errors=ERRORS, first=lambda: N
     if command == "import-nanogpt":
         calls["read"] = 0  # Python's zipfile takes any failed read for the end of the file
     places = [(name, error, n + 1) for name in errors for error in errors[name] for n in range(calls[name])]
+    failures = []
     for name, error, n in places[::stride]:
         fault = f"inject={name}:error={error}:when={n}"
         code, output, log = case(folder, template, command, first, "-e", f"trace={name}", "-e", fault)
         failed = "\n".join(line for line in log.splitlines() if "(INJECTED)" in line)
-        about = f"gptmini {command}, {fault}: exit code {code}\n{failed}\n{output}"
-        check_end(folder, command, code, output, failed, about)
+        with forked.collected(failures, f"gptmini {command}, {fault}: exit code {code}\n{failed}\n{output}"):
+            check_end(folder, command, code, output, failed)
         done[name] += 1
+    forked.report(failures)
     return done
 
 
@@ -142,29 +144,29 @@ def case(folder, template, command, first, *options):
     return traced(folder / "case", COMMANDS[command], first, *options)
 
 
-def check_end(folder, command, code, output, failed, about):
+def check_end(folder, command, code, output, failed):
     """Fail unless a command of which a call has failed ended as it should."""
     found, expected = folder / "case", folder / "expected"
     silenced = re.search(r"write\([12],", failed)  # words that a full disk did not take
     of_machine = re.search(r'"/(proc|sys|dev|etc)/', failed)  # hardware detection does without
     noted = command == "report" and "no token view" in output  # and the rest of the page is written
-    assert "Traceback" not in output, about
-    assert code in ((0, 1, 75) if silenced else (0, 1)), about
+    assert "Traceback" not in output, "a traceback"
+    assert code in ((0, 1, 75) if silenced else (0, 1)), "another exit code than 1"
     if code == 0 and not (silenced or of_machine or noted):
         right = (expected / "output.txt").read_text()
-        assert VARIES.sub("", output) == VARIES.sub("", right), f"{about}\nbut right is:\n{right}"
+        assert VARIES.sub("", output) == VARIES.sub("", right), f"other words than:\n{right}"
     if code == 1 and not silenced:
-        assert output.count("gptmini: ") == 1, about
+        assert output.count("gptmini: ") == 1, "not one line"
     if command in OUTPUTS:
         written, right = (contents(each / OUTPUTS[command]) for each in (found, expected))
-        assert written == right or noted or (code and not written), f"{about}\nan output that is not right"
+        assert written == right or noted or (code and not written), "an output that is not right"
     if command in ("train", "resume", "prepare"):
         runs.assert_whole(found)
         resumed, output = forked.run(found, COMMANDS["resume"], cache)
-        assert resumed == 0, f"{about}\nthen without the fault: {output}"
+        assert resumed == 0, f"then without the fault: {output}"
         runs.assert_same_end(found, folder / "whole")
     else:
-        assert contents(found / "run") == contents(folder / "template" / "run"), about
+        assert contents(found / "run") == contents(folder / "template" / "run"), "the run folder changed"
 
 
 def contents(path):

@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -69,3 +69,18 @@ def ended(folder, pid):
 def run(folder, args, first=lambda: None, last=lambda: None, limit=LIMIT):
     """The command in a fork, to its end: exit code and output."""
     return ended(folder, start(folder, args, first, last, limit))
+
+
+@contextmanager
+def collected(failures, about):
+    """What fails in the block is shown and added to `failures`: one long run finds all there is to find."""
+    try:
+        yield
+    except Exception as error:
+        failures.append(f"{about}\n{type(error).__name__}: {error}")
+        print(f"\n{failures[-1]}", flush=True)
+
+
+def report(failures):
+    """Fail where any case has failed, with the text of each."""
+    assert not failures, f"{len(failures)} cases failed:\n" + "\n\n".join(failures)

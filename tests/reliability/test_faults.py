@@ -88,4 +88,4 @@ def test_a_refused_allocation_is_one_line_and_loses_nothing(refuse, long):
 
 def test_a_refused_allocation_that_is_passed_over_would_be_noticed(refuse):
     done = refuse(90, "from gptmini.cli import main; main._fail = lambda error, exit_code: 0")
-    assert "AssertionError: allocation 1: exit code 0" in done.stderr
+    assert "cases failed:\nallocation 1: exit code 0" in done.stderr

@@ -2,8 +2,10 @@
 
 import flips
 import pytest
+import torch
 
 from gptmini.checkpoint import state
+from gptmini.training import runtime
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
@@ -11,7 +13,11 @@ pytestmark = [
 ]
 
 
-def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long):
+def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long, monkeypatch):
+    digest = runtime.kernel_digest(
+        torch.device("cpu"), {torch.float32}
+    )  # of all forks; a third of their time
+    monkeypatch.setattr(runtime, "kernel_digest", lambda *args: digest)
     ends = flips.check_flipped_bytes(tmp_path, 1 if long else 797)
     print(f"flipped bytes of a run folder and its cache: {ends.total()}: {dict(ends)}")
     assert ends.total() >= 15
@@ -20,4 +26,4 @@ def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long):
 def test_a_checkpoint_that_is_not_verified_would_be_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "verify", lambda folder, only=(): None)
     with pytest.raises(AssertionError, match="safetensors"):
-        flips.check_flipped_bytes(tmp_path, 50, only="model.safetensors")
+        flips.check_flipped_bytes(tmp_path, 300, only="model.safetensors")
