@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import faults
+import forked
 import pytest
 import vl_convert
 
@@ -31,6 +32,7 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 def test_a_failing_system_call_is_one_line_and_loses_nothing(tmp_path, long, monkeypatch, command):
     if not long and command not in SHORT:
         pytest.skip("takes minutes: --long")
+    forked.reuse_kernel_digest(monkeypatch)
     monkeypatch.setattr(vl_convert, "javascript_bundle", cache(vl_convert.javascript_bundle))
     done = faults.check_system_calls(tmp_path, command, 1 if long else SHORT[command])
     print(f"failed system calls of gptmini {command}: {done.total()}: {dict(done)}")

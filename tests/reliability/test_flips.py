@@ -1,11 +1,10 @@
 """Damage in any byte of a run folder or its cache is noticed or mended."""
 
 import flips
+import forked
 import pytest
-import torch
 
 from gptmini.checkpoint import state
-from gptmini.training import runtime
 
 pytestmark = [
     pytest.mark.skipif("not hasattr(__import__('os'), 'fork')"),
@@ -14,10 +13,7 @@ pytestmark = [
 
 
 def test_a_flipped_byte_ends_in_the_same_bits_or_is_named(tmp_path, long, monkeypatch):
-    digest = runtime.kernel_digest(
-        torch.device("cpu"), {torch.float32}
-    )  # of all forks; a third of their time
-    monkeypatch.setattr(runtime, "kernel_digest", lambda *args: digest)
+    forked.reuse_kernel_digest(monkeypatch)
     ends = flips.check_flipped_bytes(tmp_path, 1 if long else 797)
     print(f"flipped bytes of a run folder and its cache: {ends.total()}: {dict(ends)}")
     assert ends.total() >= 15
