@@ -54,12 +54,15 @@ class Stopped(Exception):
 
 
 # Not the user's fault, so exit code 1.
-_MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
+_MACHINE_ERRORS = {
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOLCK),
+}
 
 
-def read_error(source: object, error: Exception) -> Exception:
-    """The error to raise where a file cannot be read: UserError, or OSError where the machine is at fault."""
+def path_error(source: object, error: Exception, problem: str = "cannot be read") -> Exception:
+    """The error to raise where a path of the user's fails: UserError, or OSError of the machine's own."""
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return OSError(error.errno, error.strerror, str(source))
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"{source}: cannot be read: {' '.join(reason.split())}")
+    return UserError(f"{source}: {problem}: {' '.join(reason.split())}")

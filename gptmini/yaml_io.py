@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from gptmini.errors import UserError, read_error
+from gptmini.errors import UserError, path_error
 from gptmini.schema import format_value
 
 _MOST_BYTES = 1 << 20  # of a config
@@ -36,7 +36,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; `gptmini configs` lists gptmini's own") from None
     except OSError as error:
-        raise read_error(path, error) from None
+        raise path_error(path, error) from None
     if len(data) > _MOST_BYTES:
         raise UserError(f"{path}: larger than {_MOST_BYTES >> 20} MiB, so it is no config")
     if b"\0" in data:

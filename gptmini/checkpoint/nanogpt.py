@@ -24,7 +24,7 @@ from gptmini.checkpoint.hf_gpt2 import config_from_gpt2, parameters_from_gpt2
 from gptmini.checkpoint.plain_pickle import Name, read_pickle, refuse
 from gptmini.checkpoint.safetensors_io import open_regular, printable
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer, load_gpt2
-from gptmini.errors import DamagedError, UserError, read_error
+from gptmini.errors import DamagedError, UserError, path_error
 from gptmini.model import GPT
 
 GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE = 50257, 50304  # nanoGPT pads GPT-2's vocabulary to a multiple of 64
@@ -86,7 +86,7 @@ def read_nanogpt(path: Path) -> tuple[GPT, str]:
     except DamagedError:
         raise
     except OSError as error:
-        raise read_error(path, error) from None
+        raise path_error(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: not a checkpoint of nanoGPT: {error}") from None
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError):  # zipfile raises these
@@ -113,7 +113,7 @@ def read_meta(path: Path) -> Tokenizer:
         if not characters or not is_text or len({*characters}) < len(characters):
             raise UserError("its itos must give each id from 0 up a character")
     except OSError as error:
-        raise read_error(path, error) from None
+        raise path_error(path, error) from None
     except ValueError as error:
         raise UserError(f"{path}: not the characters of a nanoGPT dataset: {error}") from None
     tokenizer = CharTokenizer(characters, special_tokens=(), end_of_text=None)

@@ -27,7 +27,7 @@ from gptmini.cli.options import Command, completion_script
 from gptmini.config import load_config
 from gptmini.data.file_formats import describe_format
 from gptmini.distributed.parent import torchrun_world_size
-from gptmini.errors import MissingPackageError, UserError, read_error
+from gptmini.errors import MissingPackageError, UserError, path_error
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.memory import explain_shortage
 from gptmini.schema import Section, did_you_mean
@@ -154,7 +154,7 @@ def _read_prompt(options: GenerateOptions) -> str:
     try:
         data = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
     except OSError as error:
-        raise read_error(source, error) from None
+        raise path_error(source, error) from None
     what = describe_format(data[:4096])
     reason = f"seems to be {what}"
     try:

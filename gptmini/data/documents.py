@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gptmini.data.file_formats import describe_format
-from gptmini.errors import MissingPackageError, OutOfMemoryError, UserError, read_error
+from gptmini.errors import MissingPackageError, OutOfMemoryError, UserError, path_error
 
 BLOCK_BYTES = 1 << 18
 STANDARD_INPUT = "-"
@@ -120,7 +120,7 @@ def _errors_name(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        raise read_error(source, error) from None
+        raise path_error(source, error) from None
     except MemoryError:
         raise OutOfMemoryError(f"{source}: too little memory to read it") from None
 
@@ -229,7 +229,7 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[Document]:
                         _check_length(text.as_buffer().size, f"{path}: a row")
                         yield Document(f"{path}, row {number}", [text.as_py()])
     except pyarrow.ArrowException as error:
-        raise read_error(path, error) from None
+        raise path_error(path, error) from None
 
 
 def _rows_at_a_time(group: Any, text_field: str, path: Path) -> int:

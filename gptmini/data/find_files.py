@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptmini.data.documents import STANDARD_INPUT, format_suffix
-from gptmini.errors import UserError, read_error
+from gptmini.errors import UserError, path_error
 
 # What is read from a folder. A file that is named, or that a glob matches, is read whatever its suffix.
 TEXT_SUFFIXES = frozenset(
@@ -78,7 +78,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """
 
     def refuse(error: OSError) -> None:
-        raise read_error(error.filename, error)
+        raise path_error(error.filename, error)
 
     seen: set[str] = set()
     waiting = deque([str(root)])

@@ -17,7 +17,7 @@ from gptmini.data.prepare import corpus_names, require_same_text
 from gptmini.data.token_files import TokenData
 from gptmini.data.tokenizers import Tokenizer, load_tokenizer
 from gptmini.distributed.context import DistributedContext, copy_full_
-from gptmini.errors import DamagedError, UserError
+from gptmini.errors import DamagedError, UserError, path_error
 from gptmini.model import GPT
 from gptmini.schema import validate
 from gptmini.training.log_files import LOG_FILES, set_aside
@@ -50,8 +50,8 @@ def claim_run_dir(store: CheckpointStore, resume: bool, distributed: Distributed
     try:
         make_folder(store.run_folder)
     except OSError as error:
-        reason = f"the folder cannot be made: {error.filename}: {error.strerror}"
-        raise UserError(f"train.out_dir = {store.run_folder}: {reason}") from None
+        problem = f"the folder cannot be made: {error.filename}"
+        raise path_error(f"train.out_dir = {store.run_folder}", error, problem) from None
     with store.lock():
         _refuse_another_run(store, resume)  # again: a faster process may have begun one meanwhile
         store.clean()
