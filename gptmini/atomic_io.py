@@ -143,11 +143,15 @@ def remove_files(folder: Path, names: Collection[str], path: Path) -> None:
 
     A folder that is a link itself is deleted as one. An OSError names `path`, under which the user knows it.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     with _errors_name_path(path):
         if os.path.islink(folder):
             os.unlink(folder)
             return
-        for parent, _, files in os.walk(folder, topdown=False):
+        for parent, _, files in os.walk(folder, topdown=False, onerror=fail):
             for file in files:
                 if Path(parent, file).relative_to(folder).as_posix() in names:
                     os.unlink(Path(parent, file))
@@ -211,9 +215,11 @@ def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
 
     A last line without a line end was torn by a crash and is always dropped. A missing file stays missing.
     """
-    if not os.path.exists(path):
+    try:
+        lines = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
         return
-    with open(path, "rb") as lines:
+    with lines:
         write_file(path, (line for line in lines if line.endswith(b"\n") and keep(line)))
 
 

@@ -60,9 +60,14 @@ _MACHINE_ERRORS = {
 }
 
 
+def is_machine_error(error: Exception) -> bool:
+    """Whether the machine has failed: what it could not read may be there, and whole."""
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
+
+
 def path_error(source: object, error: Exception, problem: str = "cannot be read") -> Exception:
     """The error to raise where a path of the user's fails: UserError, or OSError of the machine's own."""
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+    if isinstance(error, OSError) and is_machine_error(error):
         return OSError(error.errno, error.strerror, str(source))
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return UserError(f"{source}: {problem}: {' '.join(reason.split())}")

@@ -1,15 +1,17 @@
 """The files that a path, a folder or a glob stands for."""
 
+import fnmatch
 import glob
 import os
 import re
+import stat
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gptmini.data.documents import STANDARD_INPUT, format_suffix
-from gptmini.errors import UserError, path_error
+from gptmini.errors import UserError, is_machine_error, path_error
 
 # What is read from a folder. A file that is named, or that a glob matches, is read whatever its suffix.
 TEXT_SUFFIXES = frozenset(
@@ -39,8 +41,8 @@ def find_files(entry: str, key: str) -> list[Path]:
     Folders are searched as `walk` does for TEXT_SUFFIXES (with or without .gz). Raises UserError for a folder
     without text, a glob without match, and what is no file.
     """
-    path = Path(entry)
-    if os.path.isdir(path):
+    path, mode = Path(entry), _mode(entry)
+    if stat.S_ISDIR(mode):
         files = [folder / name for folder, names in walk(path) for name in names]
         if _is_no_corpus(os.listdir(path)):
             raise UserError(
@@ -54,15 +56,16 @@ def find_files(entry: str, key: str) -> list[Path]:
                 f"{' '.join(sorted(TEXT_SUFFIXES))} (any file can be named by itself or by a glob)"
             )
         return sorted(files)
-    if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):  # a broken link, as below
+    if stat.S_ISREG(mode) or (not mode and os.path.islink(path)):  # a broken link, as below
         return [path]
-    if os.path.exists(path):
+    if mode:
         raise UserError(
             f"{key} = {entry}: a pipe or device, which cannot be read twice; pipe it into standard input and "
             f"give {STANDARD_INPUT} instead"
         )
     if glob.has_magic(entry):
-        files = sorted({file for file in _match(path) if _is_text(file)})
+        matches = _match(Path(path.anchor), path.relative_to(path.anchor).parts)
+        files = sorted(set(filter(_is_text, matches)))
         if not files:
             left_out = " (** leaves out runs, models and caches)" if "**" in entry else ""
             raise UserError(f"{key} = {entry}: no file matches this pattern{left_out}")
@@ -77,13 +80,10 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     links ends. Runs, models and caches below `root` are left out.
     """
 
-    def refuse(error: OSError) -> None:
-        raise path_error(error.filename, error)
-
     seen: set[str] = set()
     waiting = deque([str(root)])
     while waiting:
-        for parent, folders, names in os.walk(waiting.popleft(), onerror=refuse):
+        for parent, folders, names in os.walk(waiting.popleft(), onerror=_refuse):
             real = os.path.realpath(parent)
             if real in seen or (seen and _is_no_corpus(folders + names)):
                 folders.clear()
@@ -95,28 +95,64 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
             yield Path(parent), [name for name in names if not name.startswith(".")]
 
 
-def _match(pattern: Path) -> Iterator[Path]:
-    """The paths that match a glob; its `**` finds the folders that `walk` does."""
-    before = pattern.parts[: pattern.parts.index("**")] if "**" in pattern.parts else pattern.parts
-    found = map(Path, glob.glob(str(Path(*before))))
-    if before == pattern.parts:
-        yield from found
+def _match(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """The paths below a folder that match the parts of a glob; its `**` finds the folders that `walk` does.
+
+    glob.glob would leave out a folder in silence where the machine fails to list it.
+    """
+    if not parts:
+        yield folder
         return
-    rest = pattern.parts[len(before) + 1 :] or ("*",)
-    for root in filter(os.path.isdir, found):
-        for folder, _ in walk(root):
-            yield from _match(Path(glob.escape(str(folder)), *rest))
+    if not stat.S_ISDIR(_mode(folder)):
+        return
+    part, *rest = parts
+    if part == "**":
+        for below, _ in walk(folder):
+            yield from _match(below, rest or ["*"])
+    elif glob.has_magic(part):
+        names: list[str] = []
+        with _machine_errors_only():
+            names = os.listdir(folder)
+        for name in fnmatch.filter(names, part):
+            if part.startswith(".") or not name.startswith("."):
+                yield from _match(folder / name, rest)
+    elif _mode(folder / part) or os.path.islink(folder / part):
+        yield from _match(folder / part, rest)
 
 
 def _is_text(file: Path) -> bool:
     """Whether what a folder holds or a glob matches is read: no folder, pipe or page that gptmini wrote."""
-    if not os.path.isfile(file):
+    mode = _mode(file)
+    if not stat.S_ISREG(mode):
         # reading a broken link says what is wrong with it; one without suffix may have led to a folder
-        return file.suffix != "" and not os.path.exists(file)
+        return file.suffix != "" and not mode
     if file.suffix == ".html":
-        with suppress(OSError), open(file, "rb") as page:  # reading it later says what is wrong
-            return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is None
+        try:
+            with open(file, "rb") as page:
+                return re.search(rb'name="generator" content="gptmini \d', page.read(500)) is None
+        except OSError as error:
+            raise path_error(file, error) from None
     return True
+
+
+def _mode(path: str | Path) -> int:
+    """What stat says of the file that a path leads to; 0 where there is none, or none that may be seen."""
+    with _machine_errors_only():
+        return os.stat(path).st_mode
+    return 0
+
+
+@contextmanager
+def _machine_errors_only() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a path
+        if is_machine_error(error):
+            raise
+
+
+def _refuse(error: OSError) -> None:
+    raise path_error(error.filename, error)
 
 
 def _is_no_corpus(names: list[str]) -> bool:

@@ -253,7 +253,8 @@ def _write(folder: Path, split: _Split, tokenizer: Tokenizer, quiet: bool) -> No
         # the end of text stands between documents: with one of them it is never trained
         one_document, first_token = contents.document_bytes[0] >= split.train_bytes, None
         if tokens["train"] and (one_document or tokenizer.end_of_text is None):
-            first_token = int(np.fromfile(new / "train.bin", dtype, count=1)[0])
+            with open(new / "train.bin", "rb") as file:  # np.fromfile takes a failed read for the end
+                first_token = int.from_bytes(file.read(dtype.itemsize), "little")
         # the entry is named by the digest of the first pass
         if read_again.digest != contents.digest:
             raise UserError(f"data.corpus = {split.corpus.name}: changed while it was read; try again")

@@ -61,9 +61,13 @@ def python_docs() -> tuple[Document, ...]:
 
 def _docstrings() -> Iterator[tuple[str, str]]:
     """(path, docstrings) of each module of the standard library, parsed and not imported."""
+
+    def fail(error: OSError) -> None:
+        raise error  # a folder left out in silence would be another corpus
+
     library = Path(sysconfig.get_path("stdlib"))
     paths = []
-    for parent, folders, names in os.walk(library):
+    for parent, folders, names in os.walk(library, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
         paths += [Path(parent, name) for name in names if name.endswith(".py") and not name.startswith(".")]
     for path in sorted(paths):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
@@ -136,6 +137,8 @@ def drop_lines(path: Path, schema: type[Section], last_step: int) -> int:
 
 def set_aside(path: Path) -> None:
     """Rename a file to the first free name of metrics-1.jsonl, metrics-2.jsonl, ..., unless it is empty."""
-    if os.path.exists(path) and os.path.getsize(path):
-        names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
-        rename(path, next(name for name in names if not os.path.lexists(name)))
+    with suppress(FileNotFoundError):
+        if os.path.getsize(path):
+            names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+            taken = set(os.listdir(path.parent))  # os.path.lexists would call free what cannot be looked at
+            rename(path, next(name for name in names if name.name not in taken))

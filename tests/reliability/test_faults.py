@@ -43,6 +43,19 @@ SHORT = {"import-nanogpt": 12, "export": 50, "resume": 250}  # every so many cal
 
 
 @needs_strace
+@pytest.mark.parametrize(
+    ("command", "errors", "on"),
+    [
+        ("train", {"openat": ["EIO"]}, r'"\.", |removed-step'),
+        ("prepare", {"read": ["EIO"], "newfstatat": ["EIO"]}, r'train\.bin|"corpus\.txt"'),
+    ],
+)
+def test_what_the_long_form_found_stays_mended(tmp_path, monkeypatch, command, errors, on):
+    forked.reuse_kernel_digest(monkeypatch)
+    assert faults.check_system_calls(tmp_path, command, errors=errors, on=on).total() >= 5
+
+
+@needs_strace
 def test_a_full_disk_that_is_passed_over_would_be_noticed(tmp_path, monkeypatch):
     write_all = atomic_io._write_all
 
