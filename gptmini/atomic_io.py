@@ -145,7 +145,8 @@ def remove_files(folder: Path, names: Collection[str], path: Path) -> None:
     """
 
     def fail(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError):  # a folder that is gone needs no more
+            raise error
 
     with _errors_name_path(path):
         if os.path.islink(folder):
