@@ -1,5 +1,6 @@
 """gptmini.data.find_files: which files a path, a folder or a glob stands for."""
 
+import builtins
 import errno
 import os
 from functools import partial
@@ -116,6 +117,26 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
     for folder in (tmp_path / "sub", tmp_path):
         with pytest.raises(UserError, match=rf"{folder}: cannot be read: Permission denied"):
             find_files(str(tmp_path), "data.corpus")
+
+
+@pytest.mark.parametrize(
+    ("function", "place"), [("listdir", "b"), ("stat", "b"), ("stat", "b/x.txt"), ("open", "b/y.html")]
+)
+def test_a_failing_machine_leaves_nothing_out(tmp_path, monkeypatch, function, place):
+    make(tmp_path, "a/x.txt", "b/x.txt", "b/y.html")
+    entry = str(tmp_path / "*" / "*.*")
+    assert [path.name for path in find_files(entry, "data.corpus")] == ["x.txt", "x.txt", "y.html"]
+    where = builtins if function == "open" else os
+    real = getattr(where, function)
+
+    def failing(path, *args, **options):
+        if Path(path) == tmp_path / place:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(where, function, failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        find_files(entry, "data.corpus")
 
 
 def test_a_page_that_cannot_be_read_is_one_line_as_other_files_are(tmp_path, monkeypatch):

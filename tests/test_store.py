@@ -94,6 +94,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(store):
     assert "step-00000002/model.safetensors" in notes[0]
 
 
+def test_a_damaged_best_checkpoint_is_named_beside_the_newest(store):
+    best = save(store, 1, val_loss=1.0)
+    save(store, 2, val_loss=2.0)
+    assert store.latest()[1] == []
+    (best / "model.safetensors").write_bytes(b"x")
+    found, notes = store.latest()
+    assert found.step == 2
+    assert len(notes) == 1
+    assert notes[0].startswith("the best checkpoint cannot be read: ")
+    assert "step-00000001/model.safetensors" in notes[0]
+
+
 def test_if_no_checkpoint_is_undamaged_it_says_so(store):
     path = save(store, 1)
     (path / "config.json").unlink()

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -385,6 +387,15 @@ def test_gpt2s_files_in_the_cache_folder_need_no_network(monkeypatch, tmp_path):
         build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
     monkeypatch.setattr(build, "GPT2_DIGEST", TOKENIZERS["bpe"].digest)
     assert build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus()).digest == TOKENIZERS["bpe"].digest
+
+
+def test_a_machine_that_cannot_read_gpt2s_files_is_no_missing_download(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "vocab.bpe")
+
+    monkeypatch.setattr(build.openai_public, "gpt2", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        build_tokenizer(TokenizerConfig(kind="gpt2"), text_corpus())
 
 
 def test_gpt2_is_tiktokens_own_where_its_files_are_at_hand(tmp_path, monkeypatch):

@@ -182,12 +182,19 @@ class CheckpointStore:
                 return steps
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and one line for each newer one that does not and why.
+        """The newest checkpoint that verifies, and one line for each newer one, and the best, that does not.
 
         None if there is no checkpoint at all. Raises DamagedError if there are some and none verifies,
         UserError if the newest was written by a later version of gptmini.
         """
-        return self._read_first(read_checkpoint)
+        found, damaged = self._read_first(read_checkpoint)
+        lines, best = [f"skipped {error}" for error in damaged], self.best()
+        if found and best and int(best.name.removeprefix("step-")) < found.step:
+            try:
+                verify(best)
+            except DamagedError as error:
+                lines.append(f"the best checkpoint cannot be read: {printable(error)}")
+        return found, lines
 
     def best(self) -> Path | None:
         """The step's folder with the lowest recorded validation loss, the earliest of equals."""

@@ -193,7 +193,7 @@ def restore(
     if state.progress.is_finished(config.train):  # no step follows that could give other bits
         longer = "a larger train.max_steps (or early_stop_patience) continues it; in a shell also --minutes N"
         difference = f"the run has ended at {where}: nothing is trained; {longer}"
-    return [*(f"skipped {note}" for note in notes), difference or f"resumed at {where}"]
+    return [*notes, difference or f"resumed at {where}"]
 
 
 def _latest_checkpoint(

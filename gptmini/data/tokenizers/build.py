@@ -11,7 +11,7 @@ from gptmini.data.corpus import Corpus
 from gptmini.data.datasets import cache_folder
 from gptmini.data.tokenizers.base import BPE_SAMPLE_BYTES, Tokenizer
 from gptmini.data.tokenizers.byte_pair import BytePairTokenizer
-from gptmini.errors import UserError
+from gptmini.errors import UserError, is_machine_error
 
 GPT2_DIGEST = "2120503ab28e3cfede38e72fa4ead72c5f0b5a21622586db74483a4e0370b877"
 
@@ -46,6 +46,8 @@ def load_gpt2() -> Tokenizer:
     try:
         gpt2 = openai_public.gpt2()
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong digest
+        if is_machine_error(error):  # where tiktoken has the files already
+            raise
         raise UserError(
             f"tokenizer.kind = gpt2: its files cannot be downloaded ({type(error).__name__}); offline put "
             f"GPT-2's vocab.json and merges.txt into {folder} or a folder named by tokenizer.folder, or its "
