@@ -85,9 +85,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at `path` whole or not at all.
 
     Yields a temporary folder beside `path`, to be filled with `create_file`. When the block ends well, it is
-    synced, renamed to `path`, and the parent synced; on any failure it is removed. What a killed process left
-    of the same folder is removed first. Raises FileExistsError if `path` exists, OSError naming `path` and
-    the cause if the disk fails.
+    synced from the inside out, renamed, and the parent synced; on any failure it is removed. What a killed
+    process left of the same folder is removed first. Raises FileExistsError or OSError, which name `path`.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
@@ -95,7 +94,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     with _temporary(path) as temporary:
         os.mkdir(temporary)
         yield temporary
-        # synced from the inside out, so that the rename makes a complete folder visible
         sync_folders(temporary)
         with _errors_name_path(path):
             os.rename(temporary, path)
@@ -145,8 +143,7 @@ def remove_files(folder: Path, names: Collection[str], path: Path) -> None:
     """
 
     def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a folder that is gone needs no more
-            raise error
+        raise error
 
     with _errors_name_path(path):
         if os.path.islink(folder):
@@ -216,11 +213,7 @@ def filter_lines(path: Path, keep: Callable[[bytes], bool]) -> None:
 
     A last line without a line end was torn by a crash and is always dropped. A missing file stays missing.
     """
-    try:
-        lines = open(path, "rb")  # noqa: SIM115
-    except FileNotFoundError:
-        return
-    with lines:
+    with suppress(FileNotFoundError), open(path, "rb") as lines:
         write_file(path, (line for line in lines if line.endswith(b"\n") and keep(line)))
 
 

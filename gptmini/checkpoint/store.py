@@ -307,7 +307,8 @@ class CheckpointStore:
         if not removed.is_symlink():  # such a one goes as a link, whatever it leads to
             with suppress(DamagedError):
                 names = {*names, *read_manifest(removed)}
-        atomic_io.remove_files(removed, {*names}, path)
-        atomic_io.remove_files(removed, [MANIFEST], path)  # last: after a crash it says what is to go
+        for listed in ({*names}, {MANIFEST}):  # which is the last: after a crash it says what is to go
+            if os.path.lexists(removed):
+                atomic_io.remove_files(removed, listed, path)
         if removed.exists():
             atomic_io.rename(removed, path)

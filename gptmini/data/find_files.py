@@ -137,9 +137,10 @@ def _is_text(file: Path) -> bool:
 
 def _mode(path: str | Path) -> int:
     """What stat says of the file that a path leads to; 0 where there is none, or none that may be seen."""
+    mode = 0
     with _machine_errors_only():
-        return os.stat(path).st_mode
-    return 0
+        mode = os.stat(path).st_mode
+    return mode
 
 
 @contextmanager

@@ -195,8 +195,8 @@ BUGS = [
         "files of others are deleted",
         checks.check_strays,
         store,
-        "        atomic_io.remove_files(removed, {*names}, path)\n",
-        "        atomic_io.remove_folder(removed)\n        return\n",
+        "        for listed in ({*names}, {MANIFEST}):",
+        "        atomic_io.remove_folder(removed)\n        for listed in ():",
     ),
     (
         "files of others are forgotten after a crash",
