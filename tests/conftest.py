@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import threading
 
 import pytest
@@ -21,6 +22,20 @@ def pytest_addoption(parser):
 def long(request):
     """Whether the proofs are to be run in full."""
     return request.config.getoption("--long")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless Chromium driven by Playwright; without one of them the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])  # as root
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
