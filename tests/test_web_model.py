@@ -97,7 +97,7 @@ def open_page(chromium, tmp_path):
 
 
 def continue_ids(page, ids, max_new_tokens, **options):
-    steps = continue_texts(page.model, ids, [StreamDecoder(page.tokenizer)], max_new_tokens, **options)
+    steps = continue_texts(page.model, [ids], [StreamDecoder(page.tokenizer)], max_new_tokens, **options)
     return [token for _, token, _ in steps]
 
 

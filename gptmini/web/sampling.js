@@ -1,5 +1,6 @@
 // From logits to the next token, as generation/sampling.py: small functions of the logits (V), in a fixed order.
-// Each returns new logits in which some are changed, or masked out: -Infinity.
+// Each returns new logits in which some are changed, or masked out: -Infinity. Math.fround rounds to float32, in
+// which PyTorch computes, so that the same seed gives the same text.
 
 import { softmax } from "./model.js";
 
@@ -19,6 +20,7 @@ export function argmax(logits) {
 /** Divides the positive and multiplies the negative logits of every token already in the text (CTRL, 4.1). */
 export function penalize_repetition(logits, seen, penalty) {
   const changed = Float32Array.from(logits);
+  penalty = Math.fround(penalty);
   for (const id of new Set(seen)) changed[id] = logits[id] > 0 ? logits[id] / penalty : logits[id] * penalty;
   return changed;
 }
@@ -33,13 +35,13 @@ export function keep_top_k(logits, k) {
 export function keep_top_p(logits, p) {
   const given = probabilities(logits), likeliest = Float32Array.from(given).sort().reverse();
   let cumulative = 0, last = 0;
-  while (last < likeliest.length && Math.fround(cumulative) < p) cumulative += likeliest[last++];
+  while (last < likeliest.length && Math.fround(cumulative) < Math.fround(p)) cumulative += likeliest[last++];
   return logits.map((logit, id) => (given[id] < likeliest[last - 1] ? -Infinity : logit));
 }
 
 /** Masks out every token less than p times as likely as the likeliest one. */
 export function keep_min_p(logits, p) {
-  const given = probabilities(logits), least = p * given[argmax(given)];
+  const given = probabilities(logits), least = Math.fround(Math.fround(p) * given[argmax(given)]);
   return logits.map((logit, id) => (given[id] < least ? -Infinity : logit));
 }
 
@@ -57,7 +59,7 @@ export function choose(logits, ids, uniform, options) {
   const { temperature = 1, top_k, top_p, min_p, repetition_penalty = 1 } = options;
   if (repetition_penalty !== 1) logits = penalize_repetition(logits, ids, repetition_penalty);
   if (temperature < 1e-5) return argmax(logits); // dividing by it would overflow
-  logits = logits.map((logit) => logit / temperature);
+  logits = logits.map((logit) => logit / Math.fround(temperature));
   if (top_k) logits = keep_top_k(logits, top_k);
   if (top_p && top_p < 1) logits = keep_top_p(logits, top_p);
   if (min_p) logits = keep_min_p(logits, min_p);
