@@ -444,6 +444,19 @@ def test_a_lost_rank_ends_the_others_and_is_named(lost, number, long):
     assert_close(Path("run"), run_training(name="undisturbed"), 0.0)
 
 
+@pytest.mark.parametrize(
+    ("causes", "found"),
+    [(["lost", "lost"], [0, 1]), (["lost", "failed"], []), (["lost", None], [1])],
+    ids=["each lost the other", "one failed by itself", "one is gone"],
+)
+def test_where_no_rank_says_why_the_lost_ones_do(monkeypatch, causes, found):
+    monkeypatch.setattr(failure, "FAILURE_GRACE_SECONDS", 0.2)
+    store = dist.HashStore()
+    if causes[1] is not None:
+        failure.find_missing_ranks(store, 1, 2, wait=causes[1] == "lost")
+    assert failure.find_missing_ranks(store, 0, 2, wait=True) == found
+
+
 def test_torchrun_trains_and_restarts_after_a_kill():
     """The real launcher: rank 1 is killed and restarted, and the job ends as if nothing happened."""
     driver = Path("driver.py")

@@ -41,26 +41,34 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def find_missing_ranks(store: Store, rank: int, world_size: int, *, wait: bool) -> list[int]:
-    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds."""
+    """Mark this rank as failed; with `wait`, return the ranks that have not done so after some seconds.
+
+    All of them where each has lost the others and none has failed by itself: then no other line says why.
+    """
     keys = [f"failed {other}" for other in range(world_size)]
     try:
-        store.set(keys[rank], "")
+        store.set(keys[rank], "lost" if wait else "failed")
         if not wait:
             return []
         with suppress(dist.DistStoreError):  # the wait timed out
             store.wait(keys, timedelta(seconds=FAILURE_GRACE_SECONDS))
-        return [other for other, key in enumerate(keys) if not store.check([key])]
+        marks = [store.get(key) if store.check([key]) else b"" for key in keys]
     except dist.DistNetworkError:  # the store lives in rank 0, or in the torchrun that started it
         return [0]
+    return [other for other, mark in enumerate(marks) if not mark or {*marks} == {b"lost"}]
 
 
 def lost_ranks(missing: list[int], world_size: int, timeout_seconds: float) -> LostRankError:
     """The error that names the missing ranks and says how to continue."""
     names = ", ".join(map(str, missing))
     rank, does = ("rank", "does") if len(missing) == 1 else ("ranks", "do")
+    found = (
+        f"{rank} {names} of {world_size} (counted from 0) {does} not respond: crashed, hanging, or busy for"
+    )
+    if len(missing) == world_size:
+        found = f"the {world_size} ranks have lost each other: a broken network, or one was busy for"
     return LostRankError(
-        f"{rank} {names} of {world_size} (counted from 0) {does} not respond: crashed, hanging, or busy for "
-        f"more than runtime.rank_timeout_seconds = {timeout_seconds:g}; "
+        f"{found} more than runtime.rank_timeout_seconds = {timeout_seconds:g}; "
         "torchrun --max-restarts N with --resume continues from the last checkpoint"
     )
 
