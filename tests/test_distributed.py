@@ -434,7 +434,7 @@ def test_a_lost_rank_ends_the_others_and_is_named(lost, number, long):
     begun = time.monotonic()
     group = Group("--runtime.rank-timeout-seconds", "2", setup=setup)
     assert os.waitstatus_to_exitcode(os.waitpid(group.pids[1 - lost], 0)[1]) == 1
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60  # a busy machine included; without an end it would wait for ever
     os.kill(group.pids[lost], signal.SIGKILL)
     os.waitpid(group.pids[lost], 0)
     (message,) = group.messages()
