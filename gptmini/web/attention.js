@@ -49,8 +49,10 @@ export class AttentionView {
   /** onChoose(position): a person chose a token in the large map or in the text. */
   constructor(onChoose) {
     this.onChoose = onChoose;
+    this.at = [0, 0];  // the layer and head that are shown large
     this.grid = element("canvas");
-    this.gridBox = element("div", { class: "maps", tabindex: 0, role: "group", "aria-label": "Maps of all layers and heads; arrow keys choose one" }, this.grid);
+    this.frame = element("div", { class: "frame" });
+    this.gridBox = element("div", { class: "maps", tabindex: 0, role: "group", "aria-label": "Maps of all layers and heads; arrow keys choose one" }, this.grid, this.frame);
     this.layer = element("select", { "aria-label": "Layer" });
     this.head = element("select", { "aria-label": "Head" });
     this.reading = element("p", { class: "soft" });
@@ -96,15 +98,16 @@ export class AttentionView {
       select.replaceChildren(...Array.from({ length: count }, (_, i) => element("option", { value: i }, String(i + 1))));
     }
     this.view.show(found.tokens);
+    this.at = [Math.min(this.at[0], info.n_layer - 1), Math.min(this.at[1], info.n_head - 1)];
     this.drawGrid();
-    await this.open(Math.min(this.at?.[0] ?? 0, info.n_layer - 1), Math.min(this.at?.[1] ?? 0, info.n_head - 1));
+    await this.open(...this.at);
   }
 
   /** Show one head large. */
   async open(layer, head) {
     this.at = [layer, head];
     [this.layer.value, this.head.value] = this.at;
-    this.drawGrid();
+    this.frameOpen();
     const weights = await this.found.attention(layer, head);  // (T, T)
     if (this.at[0] !== layer || this.at[1] !== head) return;  // another was opened meanwhile
     this.weights = weights;
@@ -122,29 +125,34 @@ export class AttentionView {
     this.width = this.root.clientWidth;
     this.cell = Math.max(12, Math.min(CELL, Math.floor((Math.min(ALL, this.width - 4) - LABELS) / n_head) - GAP));
     const context = prepare(this.grid, LABELS + n_head * (this.cell + GAP), LABELS + n_layer * (this.cell + GAP));
-    const style = getComputedStyle(document.documentElement);
+    const soft = getComputedStyle(document.documentElement).getPropertyValue("--soft");
     context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     context.textAlign = "center";
     context.textBaseline = "middle";
+    context.imageSmoothingEnabled = T > this.cell;
     for (let layer = 0; layer < n_layer; layer++) {
-      const y = LABELS + layer * (this.cell + GAP);
-      context.fillStyle = style.getPropertyValue("--soft");
-      context.fillText(layer + 1, LABELS / 2 - 2, y + this.cell / 2);
+      context.fillStyle = soft;
+      context.fillText(layer + 1, LABELS / 2 - 2, this.corner(layer) + this.cell / 2);
       for (let head = 0; head < n_head; head++) {
-        const x = LABELS + head * (this.cell + GAP), start = (layer * n_head + head) * T * T;
-        context.fillStyle = style.getPropertyValue("--soft");
+        const x = this.corner(head), y = this.corner(layer), start = (layer * n_head + head) * T * T;
         if (layer === 0) context.fillText(head + 1, x + this.cell / 2, LABELS / 2);
-        context.fillStyle = style.getPropertyValue("--grid");
-        context.fillRect(x, y, this.cell, this.cell);
-        context.imageSmoothingEnabled = T > this.cell;
         context.drawImage(picture(T, (i) => this.maps[start + i] / 255), x, y, this.cell, this.cell);
-        if (this.at?.[0] === layer && this.at[1] === head) {
-          context.strokeStyle = style.getPropertyValue("--heat");
-          context.lineWidth = 2;
-          context.strokeRect(x - 1, y - 1, this.cell + 2, this.cell + 2);
-        }
       }
     }
+    this.frameOpen();
+  }
+
+  /** Where the map of a layer begins from above, or of a head from the left. */
+  corner(number) {
+    return LABELS + number * (this.cell + GAP);
+  }
+
+  /** Frame the small map of the head that is shown large. */
+  frameOpen() {
+    const [layer, head] = this.at;
+    Object.assign(this.frame.style, { top: `${this.corner(layer)}px`, left: `${this.corner(head)}px`, width: `${this.cell}px`, height: `${this.cell}px` });
+    const top = this.corner(layer), box = this.gridBox;  // keep it in sight where the box scrolls
+    if (top < box.scrollTop || top + this.cell > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 2;
   }
 
   drawLarge(row = this.position) {

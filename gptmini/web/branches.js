@@ -49,5 +49,5 @@ export function drawBranches(list, branches, current, onSwitch) {
     return item;
   });
   list.replaceChildren(...items);
-  list.onkeydown = (event) => moveFocus(event, [...list.querySelectorAll("button")]);
+  list.onkeydown = (event) => void moveFocus(event, [...list.querySelectorAll("button")]);  // a returned false would cancel Enter
 }

@@ -40,11 +40,11 @@ async function start() {
   const play = new Play(engine);
   const parts = { play, look: new LookInside(engine, play) };
 
-  // A view is part of the address, so that the browser's Back works.
-  const show = () => open(views.find((view) => `#${view}` === location.hash && !byId(`tab-${view}`).hidden) ?? "play", parts);
+  // A view is part of the address, so that Back works. (With "#look" the browser would scroll there and drop the focus.)
+  const show = () => open(views.find((view) => `#/${view}` === location.hash && !byId(`tab-${view}`).hidden) ?? "play", parts);
   const tabs = () => views.map((view) => byId(`tab-${view}`)).filter((tab) => !tab.hidden);
-  for (const tab of tabs().concat(byId("tab-watch"))) tab.onclick = () => (location.hash = tab.getAttribute("aria-controls"));
-  document.querySelector("[role=tablist]").onkeydown = (event) => moveFocus(event, tabs());
+  for (const tab of tabs().concat(byId("tab-watch"))) tab.onclick = () => (location.hash = `/${tab.getAttribute("aria-controls")}`);
+  document.querySelector("[role=tablist]").onkeydown = (event) => void moveFocus(event, tabs());  // a returned false would cancel Enter
   addEventListener("hashchange", show);
 
   const choose = (info) => {
@@ -62,6 +62,7 @@ async function start() {
   byId("model").append(...models.map((info) => element("option", { value: info.id }, info.name)));
   byId("model").onchange = () => choose(models[byId("model").selectedIndex]);
   choose(models[0]);
+  window.gptmini = { engine, ...parts };  // for the curious, in the browser's console
   document.body.dataset.ready = "true";
 }
 

@@ -4,6 +4,7 @@ import { closeAlternatives, openAlternatives } from "./alternatives.js";
 import { commonLength, drawBranches, forksOf } from "./branches.js";
 import { byId, debounce, percent, showError, showTip, visible } from "./dom.js";
 import { element } from "./element.js";
+import { listenToSettings, readSettings, settingsAreValid } from "./settings.js";
 import { TokenView, textOf } from "./tokens.js";
 
 const BITS_AT_FULL_SHADE = 10;  // a probability of about 0.1 %
@@ -32,8 +33,6 @@ export class Play {
     byId("generate").onclick = () => (this.running ? this.stop() : this.start());
     byId("again").onclick = () => this.again();
     byId("edit").onclick = () => this.edit(this.text());
-    byId("settings").onsubmit = (event) => event.preventDefault();
-    byId("settings").oninput = () => this.showSettings();
     const typed = debounce(() => this.preview(), 60);
     this.prompt.addEventListener("input", () => (this.fit(), this.asked++, typed()));
     byId("text").addEventListener("click", (event) => event.target === event.currentTarget && this.edit(this.text()));
@@ -43,7 +42,7 @@ export class Play {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.preventDefault(), this.start();
       if (event.key === "Escape") this.stop();
     });
-    this.showSettings();
+    listenToSettings();
   }
 
   /** Take up another model; the text stays, unless it is the line that the model before began with. */
@@ -104,17 +103,19 @@ export class Play {
       const tokens = await this.engine.tokenize(this.model.id, this.prompt.value);
       if (late()) return;
       byId("status").textContent = countOf(tokens.length, this.model.context_length);
-      const { top } = await this.engine.next(this.model.id, tokens.map((token) => token.id));
-      if (late()) return;
       showError(byId("play-error"), null);
-      this.showNext(top.slice(0, 8));
+      const { top } = await this.engine.next(this.model.id, tokens.map((token) => token.id));
+      if (!late()) this.showNext(top);
     } catch (error) {
-      if (!late()) showError(byId("play-error"), error);
+      if (late()) return;
+      byId("hint").replaceChildren();
+      showError(byId("play-error"), error);
     }
   }
 
   showNext(top) {
-    const chips = top.filter(([token]) => !token.special && !token.bytes).map(([token, probability]) => {
+    const shown = top.filter(([token]) => !token.special && !token.bytes).slice(0, 8);
+    const chips = shown.map(([token, probability]) => {
       const chip = element("button", { type: "button", class: "chip" }, element("bdi", {}, visible(token)), element("span", {}, percent(probability)));
       chip.onclick = () => this.edit(this.prompt.value + token.text);
       return chip;
@@ -126,7 +127,7 @@ export class Play {
 
   /** Continue the text in the box from its end. */
   async start() {
-    if (this.running || !this.model || !byId("settings").reportValidity()) return;
+    if (this.running || !this.model || !settingsAreValid()) return;
     const asked = ++this.asked;
     try {
       if (this.editing) {
@@ -154,7 +155,7 @@ export class Play {
 
   /** Another continuation from where the last one began. */
   async again() {
-    if (!byId("settings").reportValidity()) return;
+    if (!settingsAreValid()) return;
     this.stop();
     this.begin(this.current.steps.slice(0, this.current.from));
     this.showTokens();
@@ -174,7 +175,7 @@ export class Play {
   /** Let the model write at the end of the branch in view. */
   async run() {
     const branch = this.current, controller = new AbortController(), began = performance.now();
-    const options = this.options();
+    const options = readSettings();
     branch.from = branch.steps.length;
     this.running = controller;
     showError(byId("play-error"), null);
@@ -281,21 +282,6 @@ export class Play {
     byId("status").textContent = "";
     this.showTokens();
     byId("branches").querySelector("[aria-current]")?.focus();
-  }
-
-  // ---------------------------------------------------------------- settings
-
-  showSettings() {
-    for (const output of document.querySelectorAll("#settings output")) output.textContent = Number(byId(output.htmlFor.value).value).toFixed(2);
-    byId("seed").readOnly = byId("random").checked;
-    byId("seed").required = !byId("random").checked;
-  }
-
-  /** What generate takes; a random seed is drawn here, so that it can be shown and used again. */
-  options() {
-    if (byId("random").checked) byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
-    const number = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
-    return { max_new_tokens: number("length"), temperature: number("temperature"), top_k: number("top_k"), top_p: number("top_p"), seed: number("seed") };
   }
 }
 

@@ -112,7 +112,7 @@ export class TokenView {
   label(words, from = 0) {
     this.groups.forEach((group, i) => {
       if (group.end <= from) return;
-      const text = group.text.trim() ? group.text : this.tokens.slice(group.start, group.end).map(visible).join("");
+      const text = group.text.trim() && !group.special ? group.text : this.tokens.slice(group.start, group.end).map(visible).join("");
       this.spans[i].setAttribute("aria-label", [text, words(group)].filter(Boolean).join(", "));
     });
   }

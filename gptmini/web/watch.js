@@ -93,7 +93,7 @@ export class Watch {
   showState(state) {
     const { running, step, max_steps, seconds_left, tokens_per_second, elapsed_seconds, best } = state;
     const done = step >= max_steps;
-    this.state.textContent = running ? "Training" : done ? "Trained to the end" : "Stopped; gptmini train --resume goes on";
+    this.state.textContent = running ? "Training" : done ? "Trained to the end" : "Stopped: gptmini train with --resume goes on from here";
     this.state.classList.toggle("live", running);
     Object.assign(this.progress, { max: max_steps, value: step });
     const figures = [
