@@ -394,6 +394,17 @@ for command in (
     assert result.returncode == 0, result.stderr
 
 
+def test_a_run_imports_neither_sympy_nor_masked_arrays(config_file):
+    code = """import sys
+from gptmini.cli.main import main
+assert main(sys.argv[1:]) == 0
+assert not {"sympy", "numpy.ma"} & sys.modules.keys()
+"""
+    command = [sys.executable, "-c", code, "train", str(config_file), "--train.max-steps", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 MISTAKES = {
     "--train.seed 3": "unknown command --train.seed",
     "completion tcsh": "takes one of bash, zsh or fish",

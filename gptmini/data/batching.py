@@ -35,8 +35,8 @@ class WindowSampler:
         epochs = indices // self.per_epoch  # a batch may reach into the next epoch
         return np.concatenate(
             [
-                self._starts_in_epoch(int(epoch), indices[epochs == epoch] % self.per_epoch)
-                for epoch in np.unique(epochs)
+                self._starts_in_epoch(epoch, indices[epochs == epoch] % self.per_epoch)
+                for epoch in range(epochs[0], epochs[-1] + 1)
             ]
         )
 

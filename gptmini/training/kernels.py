@@ -37,8 +37,9 @@ def kernel_digest(device: torch.device, dtypes: Iterable[torch.dtype]) -> str:
             # on a GPU, the fused backward pass adds in an order that varies
             products += [(q @ k.mT @ v, [q, k, v]), (fused, [] if device.type == "cuda" else [q, k, v])]
             for output, tensors in products:
-                upstream = fixed(output.shape, dtype)
-                gradients = torch.autograd.grad(output, tensors, upstream) if tensors else ()
+                # a sum, as torch imports sympy, half a second, where it is given gradients to start from
+                total = (output * fixed(output.shape, dtype)).sum()
+                gradients = torch.autograd.grad(total, tensors) if tensors else ()
                 for tensor in (output, *gradients):
                     digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
