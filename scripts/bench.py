@@ -22,7 +22,8 @@ def main() -> None:
     train.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement (default 3)")
     train.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="only these tables")
     benches.add_parser("generate", help="tokens per second against transformers and memory bandwidth")
-    benches.add_parser("prepare", help="throughput and memory of tokenizing a gigabyte")
+    prepare = benches.add_parser("prepare", help="throughput and memory of tokenizing a gigabyte")
+    prepare.add_argument("--rounds", type=int, default=3, help="preparations by each engine (default 3)")
     benches.add_parser("memory", help="peak memory of training runs against gptmini plan; on Linux")
     distributed = benches.add_parser("ranks", help="two ranks of one thread against one process of two")
     distributed.add_argument(
@@ -33,8 +34,10 @@ def main() -> None:
         bench_train(options.peer_nanogpt, options.rounds, options.only)
     elif options.bench == "ranks":
         bench_distributed(options.rounds)
+    elif options.bench == "prepare":
+        bench_prepare(options.rounds)
     else:
-        benches_alone = {"generate": bench_generate, "prepare": bench_prepare, "memory": bench_memory}
+        benches_alone = {"generate": bench_generate, "memory": bench_memory}
         benches_alone[options.bench]()
 
 

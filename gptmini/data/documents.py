@@ -19,6 +19,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from pydantic_core import from_json
+
 from gptmini.data.file_formats import describe_format
 from gptmini.errors import MissingPackageError, OutOfMemoryError, UserError, path_error
 
@@ -177,6 +179,8 @@ def _json_file(path: Path, text_field: str, named: bool) -> Iterator[Document]:
 
 
 def _parse_json(data: bytes, location: str, what: str = "JSON") -> Any:
+    with suppress(ValueError):  # seven times as fast; what it refuses, json judges
+        return from_json(data)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

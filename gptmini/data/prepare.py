@@ -35,6 +35,7 @@ from gptmini.data.token_files import (
     tokens_digest,
 )
 from gptmini.data.tokenizers import Tokenizer, build_tokenizer
+from gptmini.data.tokenizers.corpus_encoder import CorpusEncoder
 from gptmini.errors import UserError
 
 BATCH_BYTES = 1 << 18  # of text that one thread encodes at a time
@@ -286,9 +287,10 @@ def _encode(tokenizer: Tokenizer, chunks: Iterable[Chunk], dtype: np.dtype) -> I
     """
     waiting: deque[Future[bytes]] = deque()
     workers = 2 * (os.cpu_count() or 1)
+    encoder = CorpusEncoder(tokenizer)
 
     def encode(batch: list[Chunk]) -> bytes:
-        return tokenizer.encode_chunks(batch).astype(dtype).tobytes()
+        return encoder.encode_chunks(batch).astype(dtype).tobytes()
 
     with ThreadPoolExecutor(workers) as threads:
         for batch in _batches(chunks):

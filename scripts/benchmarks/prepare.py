@@ -12,19 +12,19 @@ import numpy as np
 ROOT = Path(__file__).parent.parent.parent
 
 
-def bench_prepare() -> None:
+def bench_prepare(rounds: int) -> None:
     """Prepare synthetic text in a process of its own, and print its time and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "text.jsonl")
         started = time.perf_counter()
         write_text(path)
         print(f"{path.stat().st_size / 1e9:.2f} GB of synthetic text, {time.perf_counter() - started:.0f} s")
-        environment = {**os.environ, "GPTMINI_CACHE_DIR": folder, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", PREPARE, path], check=True, env=environment)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", PREPARE, path, str(rounds)], check=True, env=environment)
 
 
 PREPARE = """
-import resource, sys, time
+import os, resource, sys, tempfile, time
 from gptmini.config import TokenizerConfig
 from gptmini.data.corpus import open_corpus
 from gptmini.data.prepare import prepare_corpus
@@ -40,12 +40,17 @@ size = corpus.contents.total_bytes
 times.append(time.perf_counter())
 report("first pass, for the digest", times[1] - times[0])
 tokenizer = build_tokenizer(TokenizerConfig(vocab_size=50257), corpus)
-times.append(time.perf_counter())
-report(f"training BPE, {tokenizer.vocab_size:,} tokens", times[2] - times[1])
-data = prepare_corpus(corpus, 0.01, tokenizer, 1024, quiet=True)
-times.append(time.perf_counter())
-report("tokenizing", times[3] - times[2])
-report("total", times[3] - times[0])
+report(f"training BPE, {tokenizer.vocab_size:,} tokens", time.perf_counter() - times[1])
+# Whole preparations, in turn; a module that is None cannot be imported.
+for number in range(int(sys.argv[2])):
+    for engine, modules in (("tiktoken", {"gigatoken": None}), ("gigatoken", {})):
+        sys.modules.pop("gigatoken", None)
+        sys.modules.update(modules)
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["GPTMINI_CACHE_DIR"] = cache
+            started = time.perf_counter()
+            data = prepare_corpus(open_corpus(sys.argv[1]), 0.01, tokenizer, 1024, quiet=True)
+            report(f"prepared by {engine}", time.perf_counter() - started)
 print(f"{data.meta.documents:,} documents, {data.meta.train_tokens + data.meta.val_tokens:,} tokens")
 """
 
