@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 
@@ -14,6 +15,7 @@ import vl_convert
 
 from gptmini.checkpoint import manifest
 from gptmini.cli.main import main
+from gptmini.report.content import tell_texts_apart
 from gptmini.training.log_files import SampleLine, format_line, read_log, read_metrics
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -58,6 +60,8 @@ def test_the_page_holds_every_metric_sample_and_difference(folder):
         assert [sample["step"] for sample in run["samples"]] == [3, 6]
         assert run["baselines"].keys() == {"gzip", "xz", "5-gram"}
         assert run["worst"][0]["loss"] >= run["best"][0]["loss"]
+        bits = f"{min(line['bits_per_byte'] for line in run['metrics'] if line['split'] == 'val'):.2f}"
+        assert f"<p><b>{name}</b> {bits} bits per byte of validation text: " in page
     assert content["notes"] == []
     differing = re.search(r"<h3>Keys that differ</h3>(.*?)</table>", page, re.DOTALL)[1]
     assert re.findall(r"<tr><th>([\w.]+)</th>", differing) == [
@@ -117,7 +121,7 @@ def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
         found = {
             (m["run"], m["split"], int(m["step"])): float(m["value"])
             for m in re.finditer(
-                r'aria-label="run: (?P<run>\w+); (?:split: (?P<split>\w+); )?step: (?P<step>\d+); '
+                r'aria-label="run: (?P<run>\w+)\n(?:split: (?P<split>\w+)\n)?step: (?P<step>\d+)\n'
                 rf'{field}: (?P<value>[^";]+)"',
                 part,
             )
@@ -132,6 +136,72 @@ def test_a_browser_draws_the_numbers_of_metrics_jsonl(folder):
         assert found == expected
     assert drawn.count('class="piece"') > 100
     assert drawn.count('class="sample"') == 4
+
+
+@contextmanager
+def opened(page, **options):
+    """The page in a browser that can be asked for boxes and texts."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(**options)
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("body[data-drawn]")
+        yield tab
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_in_a_narrow_window_the_summary_is_whole_and_samples_come_before_the_small_charts(folder):
+    with opened(folder / "report.html", viewport={"width": 390, "height": 800}) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        assert tab.evaluate("(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)"
+                            "(document.querySelector('#summary .scroll'))") == 0  # fmt: skip
+        for name in ("best validation loss", "bits per byte", "tokens/s", "time"):  # a cell's name is drawn
+            names = "(cells) => cells.map((cell) => getComputedStyle(cell, '::before').content)"
+            assert f'"{name}"' in tab.eval_on_selector_all("#summary td", names)
+        order = ["#verdict", "#summary", "#plot-loss", "#samples", "#plot-lr", "#tokens"]
+        tops = [tab.locator(selector).bounding_box()["y"] for selector in order]
+        assert tops == sorted(tops)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_the_newest_sample_stands_beside_the_first(folder):
+    with opened(folder / "report.html", viewport={"width": 1200, "height": 800}) as tab:
+        first, newest = tab.locator("#samples .column").first.locator(".pair .sample").all()
+        assert (first.locator("b").inner_text(), newest.locator("b").inner_text()) == ("step 3", "step 6")
+        assert first.bounding_box()["y"] == newest.bounding_box()["y"]
+        assert first.bounding_box()["x"] < newest.bounding_box()["x"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_baselines_of_two_texts_say_whose_they_are_and_a_point_what_it_is(folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    (folder / "texts.html").write_text(page.replace('"text.txt"', '"other.txt"', 1), encoding="utf-8")
+    for name, owned in (("report.html", False), ("texts.html", True)):
+        with opened(folder / name, viewport={"width": 1200, "height": 800}) as tab:
+            labels = tab.locator("#plot-bits_per_byte svg text").all_inner_texts()
+            assert any(re.fullmatch(r"xz \d\.\d\d", label) for label in labels) is not owned
+            for text in ("text.txt", "other.txt"):
+                assert any(re.fullmatch(rf"xz \d\.\d\d {text}", label) for label in labels) is owned
+    tab_text = hovered(folder / "report.html")
+    assert re.fullmatch(r"run: (first|second)\nsplit: (train|val)\nstep: \d\nloss: [\d.]+", tab_text)
+
+
+def hovered(page):
+    """What the tip says over the middle of the loss curves."""
+    with opened(page, viewport={"width": 1200, "height": 800}) as tab:
+        tab.locator("#plot-loss svg").hover(position={"x": 200, "y": 120})
+        tip = tab.locator(".vg-tooltip.visible")
+        tip.wait_for()
+        return tip.inner_text()
+
+
+def test_texts_that_are_called_the_same_get_names_that_differ():
+    runs = [("a", "input.txt", "1"), ("b", "input.txt", "2"), ("c", "input.txt", "1"), ("d", "x.txt", "3")]
+    shown = [{"name": name, "text": text, "text_digest": digest} for name, text, digest in runs]
+    tell_texts_apart(shown)
+    assert [run["text"] for run in shown] == ["input.txt", "input.txt of b", "input.txt", "x.txt"]
 
 
 HOSTILE = "{{SCRIPT}}{{CONTENT}}</script><!--<script>\u2028\x1b[31m'\"&amp;$&\\1"
@@ -212,7 +282,7 @@ def test_a_loss_without_its_bits_is_no_best(folder, hostile, values):
     assert line["split"] == "val"
     (hostile / "metrics.jsonl").write_text(json.dumps({**line, **values}) + "\n")
     assert main(["report", hostile.name]) == 0
-    assert "<td>none yet</td>" in (hostile.parent / "report.html").read_text(encoding="utf-8")
+    assert ">none yet</td>" in (hostile.parent / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,12 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
             )
         from gptmini.training.run import train
 
-        train(config, resume=flags.resume, quiet=flags.quiet)
+        result = train(config, resume=flags.resume, quiet=flags.quiet)
+        if not flags.quiet and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            from gptmini.evaluation.last_lines import last_lines
+
+            for line in last_lines(result.run_dir):
+                print(line, flush=True)
     discard_unwritten()
 
 

@@ -27,6 +27,11 @@ class Baselines(NamedTuple):
     train_bytes: int  # used, from the end of the training text
     val_bytes: int  # used, from the beginning of the validation text
 
+    @property
+    def bits_per_byte(self) -> dict[str, float]:
+        """Each baseline's bits per byte under the name that is shown."""
+        return {"gzip": self.gzip, "xz": self.xz, "5-gram": self.five_gram}
+
 
 def measure_baselines(data: TokenData) -> Baselines:
     """The baselines on at most TEXT_BYTES on each side of the border between the splits: some 20 seconds."""

@@ -51,7 +51,9 @@ def copied_fraction(text: bytes, blocks: Iterable[bytes]) -> float:
     previous = b""
     for block in blocks:
         window = previous + block
-        copied |= np.isin(unique, np.unique(_hashes(window, COPIED_BYTES)), assume_unique=True)
+        hashes = _hashes(window, COPIED_BYTES)
+        found = np.searchsorted(unique[:-1], hashes)  # where each stands among the sorted ones, if it does
+        copied[found[unique[found] == hashes]] = True
         previous = window[-COPIED_BYTES:]
     # A copied substring covers COPIED_BYTES bytes: the bytes from n - COPIED_BYTES + 1 starts to all n.
     covered = np.convolve(copied[unique_index], np.ones(COPIED_BYTES)) > 0.5

@@ -120,9 +120,8 @@ def _baseline_lines(data: TokenData) -> Iterator[str]:
     all_of_it = found.train_bytes >= data.meta.train_bytes
     of_train = "" if all_of_it else f"the last {found.train_bytes:,} bytes of "
     yield f"\nbaselines, in bits per byte of {of_val}, given {of_train}the training text:"
-    yield f"  gzip         {found.gzip:.4f}"
-    yield f"  xz           {found.xz:.4f}"
-    yield f"  5-gram       {found.five_gram:.4f}"
+    for name, bits in found.bits_per_byte.items():
+        yield f"  {name:12} {bits:.4f}"
 
 
 def _memorization_lines(model: GPT, data: TokenData) -> Iterator[str]:

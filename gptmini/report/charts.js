@@ -57,8 +57,8 @@ function points(plot, runs, axis, visible) {
     for (const line of run.metrics) {
       const y = line[plot.field];
       if (y === null || y === undefined || !plot.splits && line.split !== "train") continue;
-      const split = plot.splits ? `split: ${line.split}; ` : "";
-      const about = `run: ${run.name}; ${split}step: ${line.step}; ${plot.field}: ${y}`;
+      const split = plot.splits ? `split: ${line.split}\n` : "";
+      const about = `run: ${run.name}\n${split}step: ${line.step}\n${plot.field}: ${y}`;
       found.push({ run: run.name, split: line.split, x: line[axis], y, step: line.step, about });
     }
   });
@@ -74,12 +74,8 @@ function specification(plot, runs, axis, visible, width) {
   const padding = plot.baselines ? 20 : 0;  // pixels, so that a label stays inside the plot
   const y = { field: "y", type: "quantitative", title: null, scale: { zero, padding }, axis: { tickCount: 5, format: plot.field === "lr" ? "~g" : "~s" } };
   const encoding = { x, y, color: { field: "run", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => color(i)) } } };
-  const tooltip = [
-    ...(names.length > 1 ? [{ field: "run", type: "nominal" }] : []),
-    ...(plot.splits ? [{ field: "split", type: "nominal" }] : []),
-    { field: "step", type: "quantitative" },
-    { field: "y", type: "quantitative", title: plot.field, format: "" },
-  ];
+  // What the pointer meets is the cell around the nearest point; of the point's texts it has the description.
+  const tooltip = { field: "description", type: "nominal" };
   const of = (split) => [{ filter: `datum.split === '${split}'` }];
   const thin = { type: "line", strokeWidth: plot.splits ? 1.3 : 1.6, opacity: plot.splits ? 0.65 : 1 };
   const layer = [{ transform: of("train"), mark: thin, encoding }];
@@ -105,12 +101,15 @@ function baselineLayers(runs, width) {
     }
   }
   const lines = [...found.values()].sort((a, b) => a.y - b.y);
-  // Neighbours may be nearly equal, so their labels stand beside each other, not on top of each other.
+  // Neighbours may be nearly equal, so their labels stand beside each other, then above and below the lines.
   const longest = Math.max(0, ...lines.map(({ label }) => label.length));
   const columns = Math.max(1, Math.floor((width - 40) / Math.max(LABEL_WIDTH, 7 * longest)));
-  lines.forEach((line, i) => { line.dx = 4 + (i % columns) * (width - 40) / columns; });
+  lines.forEach((line, i) => {
+    line.dx = 4 + (i % columns) * (width - 40) / columns;
+    line.dy = Math.floor(i / columns) % 2 ? 9 : -8;
+  });
   const at = { y: { field: "y", type: "quantitative" } };
-  const label = { type: "text", align: "left", baseline: "middle", dx: { expr: "datum.dx" }, dy: -8, fontSize: 11.5 };
+  const label = { type: "text", align: "left", baseline: "middle", dx: { expr: "datum.dx" }, dy: { expr: "datum.dy" }, fontSize: 11.5 };
   const named = { ...at, x: { value: 0 }, text: { field: "label" } };
   const data = { values: lines };
   return [

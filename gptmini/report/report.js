@@ -42,20 +42,26 @@ function column(i) {
   return element("div", { class: "column panel", "--run": color(i) }, element("h3", {}, content.runs[i].name));
 }
 
+function sampleOf(run, sample) {
+  const val = run.metrics.filter((line) => line.split === "val" && line.step <= sample.step && line.loss !== null).pop();
+  const loss = val ? ` validation loss ${val.loss.toFixed(3)}${val.step === sample.step ? "" : ` at ${val.step}`}` : "";
+  return element("div", { class: "sample" }, element("b", {}, `step ${sample.step}`), element("span", {}, loss), element("pre", {}, sample.text.trim() || "(nothing)"));
+}
+
+/** The newest sample beside the first one; those between them behind a click. */
 function samples() {
   const section = document.getElementById("samples");
   content.runs.forEach((run, i) => {
     if (!run.samples.length) return;
     section.hidden = false;
-    const timeline = element("div", { class: "timeline", tabindex: "0" });
-    for (const sample of run.samples) {
-      const val = run.metrics.filter((line) => line.split === "val" && line.step <= sample.step && line.loss !== null).pop();
-      const loss = val ? ` validation loss ${val.loss.toFixed(3)}${val.step === sample.step ? "" : ` at ${val.step}`}` : "";
-      timeline.append(element("div", { class: "sample" }, element("b", {}, `step ${sample.step}`), element("span", {}, loss), element("pre", {}, sample.text.trim() || "(nothing)")));
-    }
+    const first = run.samples[0], newest = run.samples[run.samples.length - 1];
     const made = column(i);
-    made.append(timeline);
-    section.querySelector(".columns").append(made);
+    made.append(element("div", { class: "pair" }, ...(first === newest ? [first] : [first, newest]).map((sample) => sampleOf(run, sample))));
+    if (run.samples.length > 2) {
+      const timeline = element("div", { class: "timeline", tabindex: "0" }, ...run.samples.map((sample) => sampleOf(run, sample)));
+      made.append(element("details", {}, element("summary", {}, `All ${run.samples.length} samples`), timeline));
+    }
+    section.append(made);
   });
 }
 
@@ -106,7 +112,8 @@ function tokens() {
   document.addEventListener("click", over);
 }
 
-addPanels(document.getElementById("plots"), plots);
+addPanels(document.querySelector("#curves .plots"), plots.filter((plot) => plot.large));
+addPanels(document.querySelector("#details .plots"), plots.filter((plot) => !plot.large));
 buttons();
 samples();
 tokens();
