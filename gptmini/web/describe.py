@@ -11,18 +11,15 @@ from gptmini.checkpoint.hf_gpt2 import config_from_gpt2
 from gptmini.checkpoint.safetensors_io import read_json
 from gptmini.checkpoint.state import TrainingState, read_state
 from gptmini.checkpoint.store import CheckpointStore
-from gptmini.config import Config, DataConfig, GPTConfig
-from gptmini.data.corpus import open_corpus
-from gptmini.data.datasets import needs_download
+from gptmini.config import Config, DataConfig
 from gptmini.data.documents import STANDARD_INPUT
 from gptmini.data.prepare import corpus_names
-from gptmini.data.tokenizers import Tokenizer, load_tokenizer
+from gptmini.data.tokenizers import load_tokenizer
 from gptmini.errors import DamagedError, UserError
+from gptmini.evaluation.first_line import first_line
 from gptmini.schema import validate
 from gptmini.training.estimate import count_parameters
 from gptmini.training.log_files import read_metrics
-
-MAX_LINE = 80  # characters of the line that the prompt starts with
 
 # The line of model.py that computes each view, by the text that it begins with.
 _LINES = {
@@ -49,10 +46,11 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
     if tokenizer is not None:  # without the rows that only pad the embedding
         config = config.model_copy(update={"vocab_size": min(config.vocab_size, tokenizer.vocab_size)})
     state = read_state(folder) if is_step_folder(folder) else None
+    prompt = first_line(_data(state), tokenizer, config.context_length) if tokenizer and state else ""
     return {
         "name": name,
         "sentence": _sentence(folder, state),
-        "first_line": _first_line(config, tokenizer, state),
+        "first_line": prompt,
         "tokenizer": None if tokenizer is None else tokenizer.kind,
         **config.model_dump(include={"n_layer", "n_head", "n_embd", "vocab_size", "context_length"}),
         "parameters": count_parameters(config),
@@ -93,25 +91,6 @@ def _duration(seconds: float) -> str:
     size, unit = (3600, "hour") if seconds >= 5400 else (60, "minute") if seconds >= 90 else (1, "second")
     number = f"{max(1.0, round(seconds / size, size == 3600)):g}"
     return f"{number} {unit}{'' if number == '1' else 's'}"
-
-
-def _first_line(config: GPTConfig, tokenizer: Tokenizer | None, state: TrainingState | None) -> str:
-    """A line of the training text to start from, or "" where the text cannot be had."""
-    if tokenizer is None or state is None:
-        return ""
-    data = _data(state)
-    names = corpus_names(data)
-    try:
-        if STANDARD_INPUT in names or any(map(needs_download, names)):
-            return ""
-        chunk = next(open_corpus(data.corpus, data.text_field, data.errors).chunks())
-        lines = [line.strip() for line in chunk.text().splitlines()]
-    except (UserError, OSError, StopIteration):  # moved, changed or not UTF-8
-        return ""
-    line = next((line for line in lines if 20 <= len(line) <= MAX_LINE), max(lines, key=len)[:MAX_LINE])
-    while len(tokenizer.encode(line)) > max(1, config.context_length // 2):  # leave room for what follows
-        line = line[: max(1, len(line) // 2)].rstrip()
-    return line
 
 
 def _data(state: TrainingState) -> DataConfig:
