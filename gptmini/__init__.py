@@ -8,6 +8,7 @@
 torch.Size([1, 8, 65])
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,12 @@ _MODULE_OF = {
     "stream": "gptmini.generation.streaming",
 }
 __all__ = sorted(_MODULE_OF)
+
+# How long a thread that waits for another keeps its core: read by OpenMP when torch is imported. By default
+# it is so long that beside other programs the time is spent on waiting; here about as long as a sleep costs.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # libgomp, in torch for Linux: rounds of a loop, 10 us
+    os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's, in torch for macOS: milliseconds
 
 
 def __getattr__(name: str) -> Any:

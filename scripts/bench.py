@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
+from benchmarks.busy import bench_busy
 from benchmarks.distributed import bench_distributed
 from benchmarks.generate import bench_generate
 from benchmarks.memory import bench_memory
@@ -29,11 +30,17 @@ def main() -> None:
     distributed.add_argument(
         "--rounds", type=int, default=3, help="repetitions of each measurement (default 3)"
     )
+    busy = benches.add_parser("busy", help="speed beside processes that spin, against the fair share")
+    busy.add_argument("--peer-nanogpt", type=Path, metavar="PATH", help="a nanoGPT checkout to compare with")
+    busy.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement (default 3)")
+    busy.add_argument("--spins", type=int, nargs="+", default=[], help="train by these GOMP_SPINCOUNTs too")
     options = parser.parse_args()
     if options.bench == "train":
         bench_train(options.peer_nanogpt, options.rounds, options.only)
     elif options.bench == "ranks":
         bench_distributed(options.rounds)
+    elif options.bench == "busy":
+        bench_busy(options.peer_nanogpt, options.rounds, options.spins)
     elif options.bench == "prepare":
         bench_prepare(options.rounds)
     else:

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,22 @@ def test_importing_gptmini_alone_imports_no_torch_numpy_or_pydantic():
     code = "import sys, gptmini; print(*sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["1000", "1"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["7", "1"]),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, [None, None]),
+    ],
+)
+def test_threads_spin_shortly_unless_the_user_says_how_long(given, expected):
+    names = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    code = f"import json, os, gptmini; print(json.dumps([os.environ.get(name) for name in {names}]))"
+    rest = {name: value for name, value in os.environ.items() if name not in (*names, "OMP_WAIT_POLICY")}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=rest | given)
+    assert json.loads(run.stdout) == expected
 
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 60
