@@ -42,11 +42,10 @@ def create_file(path: Path, data: Bytes | Iterable[Bytes]) -> None:
     A crash can leave half of it: this is for the files in a `new_folder`, which becomes visible as a whole.
     Raises OSError naming `path` and the cause; FileExistsError if `path` exists.
     """
-    chunks = [data] if isinstance(data, Bytes) else data
     with _errors_name_path(path):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
-        for chunk in chunks:  # outside _errors_name_path: a failing iterator keeps its own message
+        for chunk in [data] if isinstance(data, Bytes) else data:  # an iterator's error stays its own
             with _errors_name_path(path):
                 _write_all(file, chunk)
         with _errors_name_path(path):
@@ -92,7 +91,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
     clean_leftovers(path.parent, re.escape(path.name[:40]))
     with _temporary(path) as temporary:
-        os.mkdir(temporary)
+        with _errors_name_path(path):
+            os.mkdir(temporary)
         yield temporary
         sync_folders(temporary)
         with _errors_name_path(path):

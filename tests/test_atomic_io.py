@@ -210,3 +210,13 @@ def test_a_filesystem_without_locks_is_an_error_and_not_a_lock_that_outlives_its
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(OSError, match="Function not implemented"), lock.lock(tmp_path / "lock", "it"):
         pass
+
+
+def test_a_new_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    place = tmp_path / "place"
+    with pytest.raises(OSError, match="place'"), atomic_io.new_folder(place):
+        pass
