@@ -350,13 +350,6 @@ BUGS = [
         "except ZeroDivisionError:",
     ),
     (
-        "a model may have any number of layers",
-        hostile_config,
-        hf_gpt2,
-        "n_layer: Annotated[int, Field(ge=1, le=1024)]",
-        "n_layer: int",
-    ),
-    (
         "an index may point anywhere",
         hostile_index,
         gpt2_directory,
