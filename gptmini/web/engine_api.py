@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from gptmini.data.tokenizers import Tokenizer
+from gptmini.errors import UserError
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.generation.streaming import StreamDecoder, continue_texts, encode_prompt
 from gptmini.schema import Section
@@ -139,8 +140,10 @@ class EngineAPI:
             found = self._inspect(loaded, body).attention
             if body.layer is None or body.head is None:
                 return (found * 255).round().to(torch.uint8).numpy().tobytes()
-            layer, head = body.layer % len(found), body.head % found.shape[1]
-            return found[layer, head].numpy().astype("<f4").tobytes()
+            if body.layer >= found.shape[0] or body.head >= found.shape[1]:
+                sizes = f"the model has {found.shape[0]} of {found.shape[1]}"
+                raise UserError(f"there is no layer {body.layer} and head {body.head}: {sizes}")
+            return found[body.layer, body.head].numpy().astype("<f4").tobytes()
 
         data = await self._compute(body.model, weights)
         return Response(data, media_type="application/octet-stream")

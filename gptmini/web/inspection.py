@@ -4,9 +4,11 @@ All of it is recorded from outside, by hooks: the model computes what it always 
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from gptmini.errors import UserError
 from gptmini.generation.attention import record_attention
+from gptmini.generation.kv_cache import KVCache
 from gptmini.model import GPT
 
 MAX_TOKENS = 128  # of a text at most: the grid of attention maps grows with their square
@@ -67,15 +70,29 @@ def record_residual_stream(model: GPT) -> Iterator[list[Tensor]]:
 
 @torch.inference_mode()
 def next_tokens(model: GPT, ids: Sequence[int]) -> list[tuple[int, float]]:
-    """The likeliest tokens after a text, with their probabilities; of a long text, the end counts."""
-    device = model.position_embedding.weight.device
-    hidden = model.hidden_states(torch.tensor([check_ids(model, ids)], device=device))[:, -1]  # (1, C)
+    """The likeliest tokens after a text, with their probabilities; of a long text, the end counts.
+
+    Of a text that grew since the last call, only what is new goes through the model.
+    """
+    ids, device = check_ids(model, ids), model.position_embedding.weight.device
+    if model not in _last_texts:
+        _last_texts[model] = [], KVCache(model, 1, model.config.context_length)
+    last, cache = _last_texts[model]
+    known = len(os.path.commonprefix([last, ids[:-1]]))
+    cache.lengths = [known]
+    hidden = model.hidden_states(torch.tensor([ids[known:]], device=device), cache)[:, -1]  # (1, C)
+    _last_texts[model] = ids, cache
     return top_tokens(model.lm_head(hidden).float().log_softmax(dim=-1)[0])
+
+
+_last_texts: WeakKeyDictionary[GPT, tuple[list[int], KVCache]] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
 def token_log_probabilities(model: GPT, ids: Sequence[int]) -> Iterator[Tensor]:
     """What the model gives every token at the second position, the third, ...: (V,) each, in nats."""
+    if len(ids) < 2:
+        return
     device = model.position_embedding.weight.device
     hidden = model.hidden_states(torch.tensor([ids[:-1]], device=device))[0]  # (T - 1, C)
     for start in range(0, len(hidden), _CHUNK):
