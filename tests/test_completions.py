@@ -1,6 +1,10 @@
 """/v1/completions, asked by OpenAI's own client."""
 
 import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import httpx
 import openai
@@ -198,3 +202,17 @@ def test_the_schema_names_every_option(client):
     schema = httpx.get(str(client.base_url).replace("/v1/", "/openapi.json")).json()
     keys = schema["components"]["schemas"]["CompletionRequest"]["properties"]
     assert {"prompt", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "seed"} <= keys.keys()
+
+
+def test_the_examples_of_the_page_run(run, tmp_path, capfd):
+    page = (Path(__file__).parent.parent / "docs" / "serve.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    curl = re.search(r"^curl .*?\n.*?$", page, re.MULTILINE)[0]
+    shutil.copytree(run, tmp_path / "my_text")
+    with running(tmp_path / "my_text") as url:
+        exec(python.replace("http://localhost:8000", url))
+        assert len(capfd.readouterr().out) > 20
+        if shutil.which("curl"):
+            subprocess.run(curl.replace("localhost:8000", url), shell=True, check=True)
+            answer = json.loads(capfd.readouterr().out)
+            assert answer["usage"]["completion_tokens"] == 20

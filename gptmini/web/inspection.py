@@ -4,9 +4,9 @@ All of it is recorded from outside, by hooks: the model computes what it always 
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -75,11 +75,11 @@ def next_tokens(model: GPT, ids: Sequence[int]) -> list[tuple[int, float]]:
     Of a text that grew since the last call, only what is new goes through the model.
     """
     ids, device = check_ids(model, ids), model.position_embedding.weight.device
-    if model not in _last_texts:
-        _last_texts[model] = [], KVCache(model, 1, model.config.context_length)
-    last, cache = _last_texts[model]
-    known = len(os.path.commonprefix([last, ids[:-1]]))
+    last, cache = _last_texts.get(model) or ([], KVCache(model, 1, model.config.context_length))
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(last, ids[:-1], strict=False))
+    known = len(list(shared))
     cache.lengths = [known]
+    _last_texts[model] = ids[:known], cache
     hidden = model.hidden_states(torch.tensor([ids[known:]], device=device), cache)[:, -1]  # (1, C)
     _last_texts[model] = ids, cache
     return top_tokens(model.lm_head(hidden).float().log_softmax(dim=-1)[0])
