@@ -120,3 +120,7 @@ def test_the_extreme_draws_stay_inside_the_open_tokens():
     x = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
     assert sample(x, [0.0]).item() == 1
     assert sample(x, [1 - 2**-53]).item() == 2
+
+
+def test_a_top_p_that_rounds_to_zero_keeps_the_likeliest():
+    assert keep_top_p(torch.tensor([[0.0, 2.0, 1.0]]), 5e-324).tolist() == [[-torch.inf, 2.0, -torch.inf]]

@@ -1,5 +1,6 @@
 """gptmini serve: the page's engine over HTTP, what it refuses, and how it ends."""
 
+import asyncio
 import json
 import os
 import queue
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import torch
+from web_load import Load
 from web_server import TEXT, running, train_run
 
 import gptmini
@@ -372,3 +374,19 @@ def test_the_server_prints_its_address_and_ctrl_c_ends_it(host, run):
         _, err = server.communicate()
     warning = "other machines reach this server: whoever has the address with its token\n"
     assert err == ("" if host == "127.0.0.1" else warning)
+
+
+def test_every_client_of_many_gets_a_whole_answer_or_an_error(run, monkeypatch):
+    monkeypatch.setattr("web_load.BODY", 2 * guard.MAX_BODY_BYTES)
+    kinds = {"whole", "stream", "inspect", "tokenize", "broken off"}
+    with running(run) as url:
+        load = Load(url, "tiny", lambda load: load.wrong or kinds <= load.counts.keys(), clients=6)
+        asyncio.run(load.run())
+    assert load.wrong == []
+
+
+def test_a_bug_is_answered_and_printed(url, monkeypatch, capfd):
+    monkeypatch.setattr(engine_api, "next_tokens", lambda *arguments: 1 / 0)
+    status, message = error_of(httpx.post(f"{url}/api/next", json={"model": "tiny", "ids": [1]}))
+    assert (status, message) == (500, "the server failed (ZeroDivisionError): its terminal says where")
+    assert "ZeroDivisionError: division by zero" in capfd.readouterr().err

@@ -192,7 +192,7 @@ def keep_top_p(logits: "Tensor", p: float) -> "Tensor":
         if (cumulative[:, -1] >= p).all():
             break
     before = cumulative - likeliest  # what the likelier tokens have together
-    last = (before < p).sum(dim=-1, keepdim=True) - 1  # (B, 1), the last one needed
+    last = (before[:, 1:] < p).sum(dim=-1, keepdim=True)  # (B, 1), the last one needed: the first, if p is 0
     return logits.masked_fill(probabilities < likeliest.gather(-1, last), -math.inf)
 
 

@@ -30,6 +30,12 @@ class Json(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
+class Numbers(Response):
+    """The bytes of an array."""
+
+    media_type = "application/octet-stream"
+
+
 def error_object(message: str, status: int) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
     kinds = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error"}

@@ -1,8 +1,7 @@
 """The page's engine over HTTP: what gptmini/web/server_engine.js asks for."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,9 @@ from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import UserError
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.generation.streaming import StreamDecoder, continue_texts, encode_prompt
+from gptmini.model import GPT
 from gptmini.schema import Section
-from gptmini.web.answers import EventStream, Json, event, event_stream
+from gptmini.web.answers import EventStream, Json, Numbers, event, event_stream
 from gptmini.web.catalog import Catalog, Loaded
 from gptmini.web.completions import MAX_NEW_TOKENS, Ids, decoder_after, special_name
 from gptmini.web.inspection import Inspection, check_ids, inspect, neighbors, next_tokens, top_tokens
@@ -68,14 +68,14 @@ class EngineAPI:
 
     def __init__(self, catalog: Catalog, jobs: Jobs) -> None:
         self.catalog, self.jobs = catalog, jobs
-        self._inspected: OrderedDict[Any, Inspection] = OrderedDict()  # the last one, for its attention maps
+        self._inspected: tuple[GPT, Sequence[int], Inspection] | None = None  # the last one, for its maps
         self.router = APIRouter(prefix="/api", default_response_class=Json)
         self.router.get("/models")(self.models)
-        self.router.get("/watch")(self.watch)
-        for handler in (
-            self.tokenize, self.generate, self.next, self.inspect, self.attention, self.neighbors,
-        ):  # fmt: skip
+        self.router.get("/watch", response_class=EventStream)(self.watch)
+        for handler in (self.tokenize, self.next, self.inspect, self.neighbors):
             self.router.post(f"/{handler.__name__}")(handler)
+        self.router.post("/generate", response_class=EventStream)(self.generate)
+        self.router.post("/attention", response_class=Numbers)(self.attention)
 
     async def models(self) -> Response:
         """What the page says of each model."""
@@ -146,14 +146,14 @@ class EngineAPI:
             return found[body.layer, body.head].numpy().astype("<f4").tobytes()
 
         data = await self._compute(body.model, weights)
-        return Response(data, media_type="application/octet-stream")
+        return Numbers(data)
 
     def _inspect(self, loaded: Loaded, body: IdsBody) -> Inspection:
         """The inspection of a text: a page asks for it, and then for one map after another."""
-        key = (id(loaded.model), tuple(body.ids))
-        if key not in self._inspected:
-            self._inspected = OrderedDict({key: inspect(loaded.model, body.ids)})
-        return self._inspected[key]
+        last = self._inspected
+        if last is None or last[0] is not loaded.model or last[1] != body.ids:
+            self._inspected = last = loaded.model, body.ids, inspect(loaded.model, body.ids)
+        return last[2]
 
     async def neighbors(self, body: TokenBody) -> Response:
         """The nearest tokens in embedding space, with the cosine."""

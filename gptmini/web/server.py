@@ -54,11 +54,19 @@ def build_app(catalog: Catalog) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     for kind in STATUS:
         app.add_exception_handler(kind, _known_error)
+    app.add_exception_handler(Exception, _unknown_error)
     return app
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
     return error_answer(error)
+
+
+async def _unknown_error(request: Request, error: Exception) -> Response:
+    """A bug: the guard prints it."""
+    return Json(
+        error_object(f"the server failed ({type(error).__name__}): its terminal says where", 500), 500
+    )
 
 
 async def _http_error(request: Request, error: Any) -> Response:
@@ -101,7 +109,8 @@ class OpenAIAPI:
         self.router = APIRouter(prefix="/v1", default_response_class=Json)
         self.router.get("/models")(self.models)
         self.router.get("/models/{model_id:path}")(self.model)
-        self.router.post("/completions")(self.completions)
+        streamed: dict[str, Any] = {"content": {"text/event-stream": {}}}
+        self.router.post("/completions", responses={200: streamed})(self.completions)
 
     async def models(self) -> Response:
         """The models that are served."""
