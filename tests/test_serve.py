@@ -279,7 +279,8 @@ def test_a_client_that_goes_away_stops_its_generation(url, monkeypatch):
     started, ended = threading.Event(), threading.Event()
     monkeypatch.setattr(engine_api, "continue_texts", endless(started, ended))
     with httpx.stream("POST", f"{url}/api/generate", json={"model": "tiny", "ids": [84]}) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # when it goes, so does the connection
+        next(lines)
         assert not ended.is_set()
     assert ended.wait(20)
 
@@ -366,7 +367,8 @@ def test_the_server_prints_its_address_and_ctrl_c_ends_it(host, run):
         (info,) = httpx.get(f"{address}api/models".replace("0.0.0.0", "127.0.0.1")).json()
         assert info["id"] == "tiny"
         with httpx.stream("GET", f"{address}api/watch?run=tiny".replace("0.0.0.0", "127.0.0.1")) as events:
-            next(events.iter_lines())
+            lines = events.iter_lines()
+            next(lines)
             server.send_signal(signal.SIGINT)
             assert server.wait(30) == 130
     finally:
