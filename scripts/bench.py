@@ -10,6 +10,7 @@ from benchmarks.busy import bench_busy
 from benchmarks.distributed import bench_distributed
 from benchmarks.generate import bench_generate
 from benchmarks.memory import bench_memory
+from benchmarks.page import bench_page
 from benchmarks.prepare import bench_prepare
 from benchmarks.train import TABLES, bench_train
 
@@ -25,6 +26,7 @@ def main() -> None:
     benches.add_parser("generate", help="tokens per second against transformers and memory bandwidth")
     prepare = benches.add_parser("prepare", help="throughput and memory of tokenizing a gigabyte")
     prepare.add_argument("--rounds", type=int, default=3, help="preparations by each engine (default 3)")
+    benches.add_parser("page", help="the exported page in Chromium: tokens per second on one core, file size")
     benches.add_parser("memory", help="peak memory of training runs against gptmini plan; on Linux")
     distributed = benches.add_parser("ranks", help="two ranks of one thread against one process of two")
     distributed.add_argument(
@@ -44,7 +46,7 @@ def main() -> None:
     elif options.bench == "prepare":
         bench_prepare(options.rounds)
     else:
-        benches_alone = {"generate": bench_generate, "memory": bench_memory}
+        benches_alone = {"generate": bench_generate, "memory": bench_memory, "page": bench_page}
         benches_alone[options.bench]()
 
 

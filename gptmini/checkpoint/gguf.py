@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +24,11 @@ from gptmini.model import GPT
 _NO_MERGE = ["\u0100 \u0100"]
 
 
-def export_gguf(
-    path: Path, model: GPT, tokenizer: Tokenizer, dtype: Literal["float32", "float16", "q8_0"]
-) -> str:
+def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, dtype: str) -> str:
     """Write the GGUF file; returns what was written, in words.
 
-    Vectors and positions stay float32, as readers expect. q8_0 stores 32 weights of a row as int8 with one
-    float16 scale; where a row is no multiple of 32 long, float16 is used.
+    `dtype` is float32, float16 or q8_0. Vectors and positions stay float32, as readers expect. q8_0 stores
+    32 weights of a row as int8 with one float16 scale; rows that are no multiple of 32 long are float16.
 
     Raises UserError where there is a file already, the gguf package is missing, tokens and rows of
     the embedding differ in number, a weight is too large for `dtype`, or the tokenizer is not byte-level
@@ -42,6 +40,10 @@ def export_gguf(
         import gguf
     except ImportError:
         raise MissingPackageError("export to GGUF", "gguf") from None
+    kinds = gguf.GGMLQuantizationType
+    wanted = {"float32": kinds.F32, "float16": kinds.F16, "q8_0": kinds.Q8_0}.get(dtype)
+    if wanted is None:
+        raise UserError(f"--format gguf takes --dtype float32, float16 or q8_0, not {dtype}")
     if path.exists():
         raise UserError(f"{path}: exists already; choose another --output")
     config = model.config
@@ -56,8 +58,6 @@ def export_gguf(
             "but GGUF needs a row for each token: add rows (resize_token_embeddings of transformers), or "
             "take special tokens that have none out of tokenizer.json"
         )
-    kinds = gguf.GGMLQuantizationType
-    wanted = {"float32": kinds.F32, "float16": kinds.F16, "q8_0": kinds.Q8_0}[dtype]
     file_types = {kinds.F32: gguf.LlamaFileType.ALL_F32, kinds.F16: gguf.LlamaFileType.MOSTLY_F16}
 
     # the model's shape

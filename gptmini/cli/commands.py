@@ -192,14 +192,18 @@ def evaluate(args: list[str], options: EvaluateOptions, overrides: dict[str, Any
 
 
 def export(args: list[str], options: ExportOptions, overrides: dict[str, Any]) -> Iterable[str]:
-    """Write the model of a checkpoint as one file for other programs."""
+    """Write the model of a checkpoint as one file: for other programs, or as a page to play with it."""
+    output = options.output or f"{Path(args[0]).resolve().name}-{options.dtype}.{options.format}"
+    if options.format == "html":
+        from gptmini.web.export import export_html
+
+        return [export_html(Path(output), Path(args[0]), options.dtype)]
     from gptmini.checkpoint.gguf import export_gguf
     from gptmini.checkpoint.store import load_model
 
     model, tokenizer = load_model(args[0])
     if tokenizer is None:
         raise UserError(f"{args[0]}: holds no tokenizer, and {options.format} needs one")
-    output = options.output or f"{Path(args[0]).resolve().name}-{options.dtype}.{options.format}"
     return [export_gguf(Path(output), model, tokenizer, options.dtype)]
 
 

@@ -94,12 +94,17 @@ class EvaluateOptions(LoadOptions):
 class ExportOptions(Section):
     """Options of `gptmini export`."""
 
-    format: Literal["gguf"] = Field("gguf", description="gguf: for llama.cpp, ollama and their like.")
-    dtype: Literal["float32", "float16", "q8_0"] = Field(
-        "float16", description="Number format of the weights; q8_0 takes about a quarter of float32."
+    format: Literal["gguf", "html"] = Field(
+        "gguf",
+        description="gguf: for llama.cpp, ollama and their like; html: a page to play with the model, which "
+        "opens offline.",
+    )
+    dtype: Literal["float32", "float16", "q8_0", "int8"] = Field(
+        "float16",
+        description="Number format of the weights; q8_0 of gguf and int8 of html take a quarter of float32.",
     )
     output: PathText | None = Field(
-        None, description="The file to write; null: NAME-DTYPE.gguf here, with the checkpoint's name."
+        None, description="The file to write; null: NAME-DTYPE.FORMAT here, with the checkpoint's name."
     )
 
 

@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1 << 20
 Arrays = list[tuple[str, np.ndarray]]
 
 
-def export_html(output: Path, folder: Path, dtype: Literal["float16", "int8"]) -> str:
+def export_html(output: Path, folder: Path, dtype: str) -> str:
     """Write the page with the model of a checkpoint in it; returns what was written, in words.
 
     float16 rounds every weight; int8 rounds each row of a matrix to 255 steps, and the rest to float16.
@@ -46,8 +46,10 @@ def export_html(output: Path, folder: Path, dtype: Literal["float16", "int8"]) -
     return f"{output}: {output.stat().st_size:,} bytes, {dtype}"
 
 
-def read_model(folder: Path, dtype: Literal["float16", "int8"]) -> tuple[dict[str, Any], Arrays]:
+def read_model(folder: Path, dtype: str) -> tuple[dict[str, Any], Arrays]:
     """All that the page computes with: what is said in JSON, and the arrays. Raises as `export_html`."""
+    if dtype not in ("float16", "int8"):
+        raise UserError(f"--format html takes --dtype float16 or int8, not {dtype}")
     config, parameters, tokenizer = open_weights(folder)
     if tokenizer is None:
         raise UserError(f"{folder}: holds no tokenizer, and the page needs one")

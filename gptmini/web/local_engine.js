@@ -117,11 +117,6 @@ export class LocalEngine {
     return this.likeliest(cosines, Math.min(20, V - 1));
   }
 
-  /** Runs are trained elsewhere: there is nothing to watch. */
-  watch() {
-    return null;
-  }
-
   start() {
     if (this.tokenizer.start_token === null) throw new Error("this model has no end of text to start from: write something first");
     return this.tokenizer.start_token;
