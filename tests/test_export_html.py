@@ -75,13 +75,16 @@ def test_the_file_opens_offline_and_nothing_in_it_becomes_html(exported, run, sh
     page.wait_for_function(
         "document.getElementById('text').textContent.includes('</script>')", timeout=120_000
     )
-    assert page.evaluate("window.hacked === undefined && document.querySelectorAll('i, b').length === 1")
+    assert page.evaluate(
+        "window.hacked === undefined && !document.querySelector('h1 *, #sentence *, main script')"
+    )
 
 
 def test_a_file_that_was_cut_off_or_changed_says_so_in_a_sentence(exported, show):
     whole = exported.read_bytes()
     start = whole.index(b'id="weights"')
-    for damaged in (whole[: start + 5000], whole[:-3000], whole[:-5000] + b"?" + whole[-4999:]):
+    other = b"a" if whole[-5000] != ord("a") else b"b"
+    for damaged in (whole[: start + 5000], whole[:-3000], whole[:-5000] + other + whole[-4999:]):
         exported.write_bytes(damaged)
         page, _ = show(exported)
         assert "the model in this page is damaged" in page.locator("#page-error").text_content().lower()
@@ -119,7 +122,7 @@ def test_what_cannot_be_a_page_is_one_line_and_writes_nothing(run, tmp_path, mon
     )
     monkeypatch.setattr(export, "MAX_PARAMETERS", 20_000)
     line = error_of(capsys, run, *html)
-    assert re.search(r"2\d,\d{3} parameters would make a file of 0\.0\d MB.*gptmini serve .*a <i>run", line)
+    assert re.search(r"2\d,\d{3} parameters would make a file of \d+ MB.*gptmini serve .*a <i>run", line)
     monkeypatch.undo()
     tiny = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=8, context_length=8))
     gptmini.save(tmp_path / "bare", tiny)
