@@ -16,7 +16,7 @@ from gptmini.model import GPT
 from gptmini.web import export
 from gptmini.web.describe import describe, find_lines
 
-SCRIPT = "<script>window.hacked = true</script><!-- \\u003c &amp; -->"
+SCRIPT = "Now <script>hacked=1</script>"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     (folder / "page <b>.txt").write_text(f"{SCRIPT}\n" * 200)
     gptmini.train(
         {
-            "model": {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 32},
+            "model": {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 64},
             "data": {"corpus": str(folder / "page <b>.txt")},
             "tokenizer": {"kind": "bytes"},
             "optim": {"lr": 0.01},
@@ -69,7 +69,7 @@ def test_the_file_opens_offline_and_nothing_in_it_becomes_html(exported, run, sh
     assert page.locator("#page-error").is_hidden()
     assert page.locator("#name").text_content() == "a <i>run"
     assert "it was trained on page <b>.txt for" in page.locator("#sentence").text_content()
-    assert page.locator("#prompt").input_value() == SCRIPT[:16]  # as much as leaves room in the context
+    assert page.locator("#prompt").input_value() == SCRIPT
     page.fill("#length", "60")
     page.click("#generate")
     page.wait_for_function(
@@ -146,7 +146,7 @@ def test_a_page_says_what_its_model_is(run, tmp_path):
     moved = describe(tmp_path / "moved", "name")
     (tmp_path / "elsewhere").rename(run.parent / "page <b>.txt")
     assert "it was trained on page <b>.txt for 150 steps and" in moved["sentence"]
-    assert (info["first_line"], moved["first_line"]) == (SCRIPT[:16], "")
+    assert (info["first_line"], moved["first_line"]) == (SCRIPT, "")
     # somebody's GPT-2
     gptmini.save(tmp_path / "plain", *gptmini.load(run))
     assert describe(tmp_path / "plain", "name")["sentence"] == "continues text and does not answer questions"
