@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -86,6 +87,14 @@ def test_what_is_gone_is_left_out(there, loss):
         os.rename(there / "elsewhere", there / gone)
     assert compared == []
     assert ("--prompt" in command) == (loss == "metrics")
+
+
+def test_a_damaged_log_costs_the_comparison_only(there, tmp_path):
+    shutil.copytree(there / "runs" / "a run", tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    (command,) = last_lines(tmp_path / "run")
+    assert command.endswith(f" --prompt {shlex.quote(LINE)}")
 
 
 @pytest.mark.parametrize(
