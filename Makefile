@@ -3,9 +3,11 @@ BIN = .venv/bin
 
 .PHONY: demo test bench check reliability clean
 
-demo: .venv/installed            ## train the default config, then generate from it
+demo: .venv/installed            ## train the default config, generate from it, make the page to play with it
 	$(BIN)/gptmini train configs/python_docs.yaml --resume
 	$(BIN)/gptmini generate runs/python_docs --prompt "The " --temperature 0.7 --seed 2
+	$(BIN)/gptmini export runs/python_docs --format html --output runs/python_docs.html
+	@echo "Play with it and look inside: $(BIN)/python -m webbrowser file://$(CURDIR)/runs/python_docs.html"
 
 test: .venv/installed-dev        ## run the tests
 	$(BIN)/python -m pytest

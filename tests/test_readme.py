@@ -43,7 +43,7 @@ def test_the_lines_that_build_a_model_run():
 def test_the_own_text_lines_train_generate_and_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     block = next(block for block in blocks("") if "--minutes" in block)
-    train, generate, evaluate, report = commands(block)
+    train, generate, evaluate, report, export = commands(block)
     Path("my_text.txt").write_text("It was a bright cold day in April, and the clocks struck. " * 300)
     monkeypatch.setattr(autoconfig, "_tokens_per_second", lambda size, runtime: 1e9 / size.parameters)
     monkeypatch.setattr(autoconfig, "dry_run", lambda *_: (100.0, 0.0))
@@ -55,6 +55,8 @@ def test_the_own_text_lines_train_generate_and_evaluate(tmp_path, monkeypatch, c
     assert "characters: " in capsys.readouterr().out
     assert main(report) == 0
     assert Path("report.html").exists()
+    assert main(export) == 0
+    assert Path("my_text.html").stat().st_size > 100_000
 
 
 def test_the_lines_that_load_a_checkpoint_run(tmp_path, monkeypatch, capsys):
