@@ -9,8 +9,8 @@ import gptmini
 from gptmini.config import GPTConfig
 from gptmini.errors import UserError
 from gptmini.generation.attention import record_attention
-from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate
+from gptmini.generation.precision import set_precision
 from gptmini.model import ATTENTION, GPT
 
 
@@ -76,7 +76,7 @@ def test_the_model_is_as_before_also_after_an_error_and_blocks_may_nest():
 
 
 def test_generating_records_a_pass_for_the_prompt_and_one_for_each_token():
-    model = optimize_for_cpu(build().eval())
+    model = set_precision(build().eval())
     with record_attention(torch.nn.DataParallel(model)) as weights:
         text = generate(model, tokens(4), max_new_tokens=3, seed=0)
     assert [w.shape[-2:] for w in weights[::3]] == [(3, 3), (1, 4), (1, 5), (1, 6)]

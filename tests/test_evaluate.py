@@ -15,7 +15,7 @@ from gptmini.data.tokenizers import CharTokenizer
 from gptmini.errors import DamagedError, UserError
 from gptmini.evaluation.evaluate import evaluate
 from gptmini.evaluation.window_losses import evaluate_windows
-from gptmini.generation.cpu_linear import optimize_for_cpu
+from gptmini.generation.precision import set_precision
 from gptmini.model import GPT
 from gptmini.training.runtime import start_runtime
 
@@ -84,7 +84,7 @@ def test_a_wrapped_model_gives_the_same(model, tmp_path):
 @pytest.mark.parametrize(("weights", "tolerance"), [("fp32", 1e-5), ("bf16", 0.01), ("int8", 0.02)])
 def test_weights_of_other_formats_are_evaluated_as_they_are(model, weights, tolerance):
     expected = evaluate(model, TOKENIZER, TEXT).loss
-    assert evaluate(optimize_for_cpu(model, weights), TOKENIZER, TEXT).loss == pytest.approx(
+    assert evaluate(set_precision(model, weights), TOKENIZER, TEXT).loss == pytest.approx(
         expected, abs=tolerance
     )
 

@@ -17,8 +17,8 @@ from gptmini.config import GPTConfig
 from gptmini.data.tokenizers import CharTokenizer, Tokenizer
 from gptmini.errors import DivergedError, UserError
 from gptmini.generation import sampling
-from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate, generate_by_definition, generate_tokens, window_start
+from gptmini.generation.precision import set_precision
 from gptmini.generation.sampling import Sampling
 from gptmini.generation.streaming import generate_text, stream
 from gptmini.model import GPT
@@ -103,7 +103,7 @@ def test_greedy_equals_transformers_at_the_shape_of_gpt2_124m(tmp_path, long):
     expected = transformers_generate(tmp_path, padded, mask, max_new_tokens=new)[:, 200:].tolist()
     ours = generate(model, rows, max_new_tokens=new, temperature=0)
     assert [text[len(row) :] for text, row in zip(ours, rows, strict=True)] == expected
-    faster = generate(optimize_for_cpu(model), [rows[1]], max_new_tokens=new, temperature=0)
+    faster = generate(set_precision(model), [rows[1]], max_new_tokens=new, temperature=0)
     assert faster == [rows[1] + expected[1]]
 
 
@@ -245,7 +245,7 @@ def test_cached_equals_uncached_on_cuda(directory, sampler):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_bfloat16_weights_generate_on_cuda(model, directory):
-    on_cuda = optimize_for_cpu(load_model(directory, "cuda")[0], "bf16")
+    on_cuda = set_precision(load_model(directory, "cuda")[0], "bf16")
     tokens = prompts(2, 5)
     with torch.inference_mode():
         expected, got = model(tokens), on_cuda(tokens.cuda()).float().cpu()

@@ -16,7 +16,7 @@ from gptmini.evaluation.baselines import first_bytes, measure_baselines
 from gptmini.evaluation.evaluate import require_finite_loss, require_known_ids
 from gptmini.evaluation.memorization import COPIED_BYTES, copied_fraction, longest_shared_run, text_blocks
 from gptmini.evaluation.window_losses import WindowLosses, evaluate_windows
-from gptmini.generation.cpu_linear import optimize_for_cpu
+from gptmini.generation.precision import set_precision
 from gptmini.generation.streaming import generate_text
 from gptmini.model import GPT
 from gptmini.training.runtime import start_runtime
@@ -79,7 +79,7 @@ def evaluate_checkpoint(
     exact = found.overall.loss
     require_finite_loss(exact, checkpoint)
     if precision != "fp32":
-        model = optimize_for_cpu(model, precision)
+        model = set_precision(model, precision)
         found = evaluate_windows(model, tokens, tokenizer, length, runtime, batch_size=batch_size)
     yield from _window_lines(found, length)
     if precision != "fp32":

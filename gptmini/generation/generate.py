@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from gptmini.checkpoint.gpt2_directory import unwrap
 from gptmini.errors import DivergedError
-from gptmini.generation.kv_cache import KVCache, last_hidden_states
+from gptmini.generation.cpu_decode import compiled_step
+from gptmini.generation.kv_cache import KVCache, last_logits
 from gptmini.generation.prompts import check_arguments, join, read_prompts, whole_number
 from gptmini.generation.sampling import LogitsHook, Sampling, call_hook, row_generators, seen_tokens
 from gptmini.memory import explain_shortage
@@ -164,6 +165,7 @@ def generate_tokens(
     capacity = min(max(map(len, prompts), default=0) + max_new_tokens, model.config.context_length)
     with explain_shortage(_LESS):
         cache = KVCache(model, len(rows), capacity) if use_cache else None
+    step = compiled_step(model)
     modules = list(model.modules())
     seen = None
     if sampling.repetition_penalty != 1.0:  # kept up to date, so that its cost does not grow with the text
@@ -176,8 +178,7 @@ def generate_tokens(
         windows = [text[window_start(len(text), model.config.context_length) :] for text in texts]
         # Forward: the first time the whole prompt, then one new token per row, thanks to the cache.
         with eval_mode(modules), explain_shortage(_LESS):
-            hidden = last_hidden_states(model, windows, cache)  # (B, C)
-            logits = model.lm_head(hidden).float()  # (B, V)
+            logits = last_logits(model, windows, cache, step).float()  # (B, V)
         # One NaN or infinity makes the largest one too; -inf, from a head that bans tokens, does not.
         if not logits.amax(dim=-1).isfinite().all():
             raise DivergedError("the model gives no finite logits: its training diverged or it is damaged")

@@ -6,8 +6,9 @@ position, and a row's mask hides what lies past its end.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -74,12 +75,18 @@ class KVCache:
         return part
 
 
-def last_hidden_states(model: GPT, windows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
-    """The residual stream (B, C) at the last token of each window, where the next logits come from."""
+# One token more for each row: from the rows' last tokens and the cache of all before them to logits (B, V).
+Step: TypeAlias = Callable[[Sequence[int], KVCache], Tensor]
+
+
+def last_logits(
+    model: GPT, windows: Sequence[Sequence[int]], cache: KVCache | None, step: Step | None
+) -> Tensor:
+    """The logits (B, V) after the last token of each window; `step` computes them from token and cache."""
     device = model.position_embedding.weight.device
     if cache is None:
         parts = [torch.tensor(windows[a:b], device=device) for a, b in _runs(windows)]
-        return torch.cat([model.hidden_states(part)[:, -1] for part in parts])
+        return model.lm_head(torch.cat([model.hidden_states(part)[:, -1] for part in parts]))
     # The cache of a row should hold its window except the last token. At the start, and after a jump of the
     # window, it does not: compute keys and values of those rows anew.
     for a, b in _runs(windows):
@@ -91,8 +98,11 @@ def last_hidden_states(model: GPT, windows: Sequence[Sequence[int]], cache: KVCa
                 model.hidden_states(torch.tensor(windows[a:b], device=device)[:, :-1], part)
             cache.lengths[a:b] = part.lengths
     # Then one new token for each row, whatever the lengths.
-    last = torch.tensor([[window[-1]] for window in windows], device=device)  # (B, 1)
-    return model.hidden_states(last, cache)[:, -1]
+    last = [window[-1] for window in windows]
+    if step is not None:
+        return step(last, cache)
+    hidden = model.hidden_states(torch.tensor(last, device=device)[:, None], cache)  # (B, 1, C)
+    return model.lm_head(hidden[:, -1])
 
 
 def _runs(windows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -12,8 +12,8 @@ from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import load_config
 from gptmini.data.tokenizers import Tokenizer
 from gptmini.errors import DamagedError, UserError
-from gptmini.generation.cpu_linear import Weights
 from gptmini.generation.load import load
+from gptmini.generation.precision import Precision
 from gptmini.model import GPT
 from gptmini.web.describe import describe
 
@@ -35,7 +35,9 @@ class Loaded(NamedTuple):
 class Catalog:
     """The checkpoints and runs that are served. Requests only name them: no path comes from a request."""
 
-    def __init__(self, paths: Sequence[str] = (), device: str = "auto", precision: Weights = "fp32") -> None:
+    def __init__(
+        self, paths: Sequence[str] = (), device: str = "auto", precision: Precision = "fp32"
+    ) -> None:
         """With no paths, every run under runs/ is served, those that begin later too.
 
         Raises UserError or DamagedError for a path that holds no model, and where there is nothing to serve.

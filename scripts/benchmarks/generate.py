@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.config import GPTConfig
-from gptmini.generation.cpu_linear import optimize_for_cpu
 from gptmini.generation.generate import generate, generate_tokens
+from gptmini.generation.precision import set_precision
 from gptmini.generation.sampling import Sampling
 from gptmini.model import GPT
 
@@ -30,7 +30,7 @@ def bench_generate() -> None:
     models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
     models["transformers bf16"] = copy.deepcopy(models["transformers"]).bfloat16()
     for precision in ("fp32", "bf16", "int8"):
-        models[precision] = optimize_for_cpu(copy.deepcopy(model), precision)
+        models[precision] = set_precision(copy.deepcopy(model), precision)
     print(f"{describe_machine()}, {ROUNDS} rounds")
     # Decoding one token reads every weight once, so bandwidth over bytes of weights is an upper bound.
     bandwidth = read_bandwidth()
