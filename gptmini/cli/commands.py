@@ -61,12 +61,11 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
             config = choose_config(
                 path, overrides, minutes, resume=flags.resume, quiet=flags.quiet, started=started
             )
+        from gptmini.evaluation.last_lines import last_lines
         from gptmini.training.run import train
 
         result = train(config, resume=flags.resume, quiet=flags.quiet)
         if not flags.quiet and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            from gptmini.evaluation.last_lines import last_lines
-
             for line in last_lines(result.run_dir):
                 print(line, flush=True)
     discard_unwritten()

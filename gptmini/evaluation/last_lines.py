@@ -31,8 +31,10 @@ def last_lines(run_folder: Path) -> Iterator[str]:
     try:
         with explain_shortage(""):
             config = load_config(run_folder / "config.yaml")
-            tokenizer = CheckpointStore(run_folder, keep=1).read_best(load_tokenizer)
-            assert tokenizer is not None  # of our own checkpoint
+            store = CheckpointStore(run_folder, keep=1)
+            tokenizer = load_tokenizer(store.path(max(store.steps(), default=0)))
+            if tokenizer is None:
+                raise UserError("there is no checkpoint")
             prompt = first_line(config.data, tokenizer, config.model.context_length)
             compared = _comparison(run_folder, config, tokenizer)
             yield compared or f"compare it with gzip, xz and a 5-gram model: {program} evaluate {folder}"
