@@ -448,7 +448,7 @@ MISTAKES = {
     "generate x --top-k -1": "--top-k = -1: needs a whole number of at least 0",
     "generate x --max-new-tokens -1": "--max-new-tokens = -1: needs a whole number of at least 0",
     "export": "takes CHECKPOINT; given: nothing",
-    "export x --dtype int4": "--dtype = 'int4': needs float32, float16 or q8_0",
+    "export x --dtype int4": "--dtype = 'int4': needs float32, float16, q8_0 or int8",
     "export x --numbers int4": "--dtype = 'int4': needs",  # its former name
     "export x --format onnx": "--format = 'onnx': needs gguf",
     "import-nanogpt ckpt.pt": "takes CKPT.pt OUT; given: ckpt.pt",
