@@ -19,6 +19,7 @@ LOADS = (0, 1, 2, 4)  # processes that spin
 SECONDS = 1.5  # of one measurement
 SPINS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 WITHOUT = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default
+SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark
 TASKS = ("train", "evaluate", "generate", "report")
 RANKS = "train on two ranks"
 
@@ -60,7 +61,7 @@ def bench_busy(nanogpt: Path | None, rounds: int, spins: list[int]) -> None:
 @contextmanager
 def spinning(count: int) -> Iterator[None]:
     """Inside, as many other processes keep a core busy each."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(count)]
     time.sleep(0.3)
     try:
         yield
