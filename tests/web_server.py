@@ -51,3 +51,8 @@ def running(*paths, token=None, app=None):
     finally:
         server.should_exit = True
         thread.join()
+
+
+def error_of(response):
+    """Status and message of an error, in OpenAI's form."""
+    return response.status_code, response.json()["error"]["message"]

@@ -110,7 +110,6 @@ class RunReader:
             "tokens_per_second": last and last["tokens_per_second"],
             "elapsed_seconds": last and last["elapsed_seconds"],
             "checkpoints": CheckpointStore(self.folder, keep=1).steps(),
-            "precision": config and config.runtime.precision,
             "best": best,
         }
 
