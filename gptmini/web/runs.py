@@ -2,11 +2,12 @@
 
 import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gptmini.checkpoint.store import CheckpointStore
-from gptmini.config import Config, load_config
+from gptmini.config import load_config
 from gptmini.lock import is_locked
 from gptmini.schema import Section
 from gptmini.training.log_files import LineParser, MetricsLine, SampleLine
@@ -92,9 +93,9 @@ class RunReader:
         self._best = min([*known, *val], key=lambda line: line["loss"], default=None)
 
     def _describe(self) -> dict[str, Any]:
-        config = _read_config(self.folder)
+        max_steps = _max_steps(self.folder)
         last = self._train[-1] if self._train else None
-        step, max_steps = (last["step"] if last else 0), (config.train.max_steps if config else None)
+        step = last["step"] if last else 0
         running = is_locked(self.folder / ".lock")
         left = None
         if running and max_steps and len(self._train) > 1:
@@ -114,11 +115,18 @@ class RunReader:
         }
 
 
-def _read_config(folder: Path) -> Config | None:
+def _max_steps(folder: Path) -> int | None:
+    """What the config says; None until the run has written it."""
+    path = folder / "config.yaml"
     try:
-        return load_config(folder / "config.yaml")
-    except (ValueError, OSError):  # a run writes it when it has begun
+        return _read_max_steps(path, path.stat().st_mtime_ns)
+    except (ValueError, OSError):
         return None
+
+
+@lru_cache(maxsize=64)  # reading YAML each second would be most of what a watched run costs
+def _read_max_steps(path: Path, changed: int) -> int:
+    return load_config(path).train.max_steps
 
 
 def _thin(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
