@@ -174,6 +174,12 @@ def test_harmless_keys_of_openais_are_taken(client):
     assert complete(client, **harmless).choices == complete(client).choices
 
 
+def test_options_at_their_edges_give_a_text(client):
+    edges = {"top_p": 5e-324, "temperature": 100, "extra_body": {"min_p": 1.0, "repetition_penalty": 100.0}}
+    assert complete(client, max_tokens=3, **edges).usage.completion_tokens == 3
+    assert complete(client, prompt=[84], max_tokens=0, echo=True, logprobs=0).choices[0].text == "T"
+
+
 def test_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError, match="no model is called 'gpt-5' here"):
         complete(client, model="gpt-5")
@@ -201,6 +207,10 @@ def test_a_full_queue_is_an_error_that_clients_retry(client, monkeypatch):
 def test_the_schema_names_every_option(client):
     schema = httpx.get(str(client.base_url).replace("/v1/", "/openapi.json")).json()
     keys = schema["components"]["schemas"]["CompletionRequest"]["properties"]
+    answers = {path: item.popitem()[1]["responses"]["200"] for path, item in schema["paths"].items()}
+    assert "text/event-stream" in answers["/v1/completions"]["content"]
+    assert answers["/api/generate"]["content"].keys() == {"text/event-stream"}
+    assert answers["/api/attention"]["content"].keys() == {"application/octet-stream"}
     assert {"prompt", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "seed"} <= keys.keys()
 
 

@@ -192,7 +192,8 @@ def test_a_link_to_a_run_is_not_followed(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["generate runs/tin", "evaluate tiny", "verify runs/tin", "export x/y", "serve tiny"]
+    "command",
+    ["generate runs/tin", "evaluate tiny", "verify runs/tin", "report runs/tin", "export x/y", "serve tiny"],
 )
 def test_where_a_checkpoint_is_not_found_the_runs_are_listed(run, command, capsys):
     assert main(command.split()) == 2

@@ -4,6 +4,7 @@ import errno
 import re
 from pathlib import Path
 
+from gptmini.checkpoint.folders import runs_there_are
 from gptmini.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # as in openai-community/gpt2-medium
@@ -47,4 +48,5 @@ def find_weights(name: str | Path) -> Path:
         raise UserError(
             f"{name}: no such folder, and the Hugging Face Hub gives no model of that name ({reason}); "
             f"offline, run `hf download {name}` where there is a network and give the folder that it prints"
+            f"{runs_there_are(folder)}"
         ) from None

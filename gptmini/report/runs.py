@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptmini.checkpoint.folders import runs_there_are
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import Config, load_config
 from gptmini.errors import UserError
@@ -34,7 +35,9 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 
 def _read_run(name: str, folder: Path) -> Run:
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
-        raise UserError(f"{folder}: not a run folder: it needs the config.yaml and metrics.jsonl of a run")
+        others = "" if folder.exists() else runs_there_are(folder)
+        needed = "it needs the config.yaml and metrics.jsonl of a run"
+        raise UserError(f"{folder}: not a run folder: {needed}{others}")
     state = CheckpointStore(folder, keep=1).newest_state()
     return Run(
         name,
