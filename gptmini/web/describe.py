@@ -78,7 +78,8 @@ def _sentence(folder: Path, state: TrainingState | None) -> str:
     with suppress(DamagedError):  # the log of its run, which may be elsewhere by now
         for line in read_metrics(folder.parent.parent / "metrics.jsonl"):
             seconds = line["elapsed_seconds"] if line["step"] <= state.step else seconds
-    time = f"{state.step:,} steps" if seconds is None else f"{_duration(seconds)} ({state.step:,} steps)"
+    steps = f"{state.step:,} step{'' if state.step == 1 else 's'}"
+    time = steps if seconds is None else f"{_duration(seconds)} ({steps})"
     return f"continues text; it was trained on {text} for {time} and does not answer questions"
 
 
