@@ -26,7 +26,6 @@ export class CheckpointSlider {
   }
 
   setModel(info) {
-    this.controller?.abort();
     this.info = info;
     this.steps = [];
     this.texts = new Map();  // step -> its steps of generation
@@ -47,6 +46,10 @@ export class CheckpointSlider {
     if (steps.length && !this.root.closest("[hidden]")) this.show();
   }
 
+  stop() {
+    this.controller?.abort();
+  }
+
   name() {
     const step = this.steps[this.slider.value];
     this.which.textContent = step === undefined ? "No checkpoint is kept yet." : `Step ${step.toLocaleString("en")}`;
@@ -55,7 +58,7 @@ export class CheckpointSlider {
 
   /** Continue the prompt by the checkpoint that the slider points at; what was seen is shown at once. */
   async show() {
-    this.controller?.abort();
+    this.stop();
     const controller = (this.controller = new AbortController());
     const step = this.steps[this.slider.value], model = `${this.info.id}@${step}`;
     if (step === undefined) return;

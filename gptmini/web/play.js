@@ -98,6 +98,7 @@ export class Play {
 
   /** While a person writes: how many tokens it is, and what would come next. */
   async preview() {
+    if (!this.editing || this.running) return;
     const asked = ++this.asked, late = () => asked !== this.asked || !this.editing;
     try {
       const tokens = await this.engine.tokenize(this.model.id, this.prompt.value);
@@ -128,20 +129,19 @@ export class Play {
   /** Continue the text in the box from its end. */
   async start() {
     if (this.running || !this.model || !settingsAreValid()) return;
-    const asked = ++this.asked;
+    const { signal } = (this.running = new AbortController());
+    this.asked++;  // what is still asked about the text in the box comes too late
     try {
-      if (this.editing) {
-        const text = this.text();
-        if (!this.current || this.text() !== textOf(this.current.steps.map((step) => step.token))) {
-          const tokens = await this.engine.tokenize(this.model.id, text);
-          if (asked !== this.asked) return;
-          this.begin(tokens.map((token) => ({ token, probability: null, top: null })));
-        }
-        this.editing = false;
-        this.showTokens();
-      }
+      const text = this.text(), steps = this.current?.steps;
+      // Written on where it ended; but a text that is edited has no end of text any more.
+      const known = steps && !(this.editing && steps.at(-1)?.token.special) && textOf(steps.map((step) => step.token)) === text;
+      const tokens = known ? [] : await this.engine.tokenize(this.model.id, text);
+      if (signal.aborted) return;
+      if (!known) this.begin(tokens.map((token) => ({ token, probability: null, top: null })));
+      if (this.editing) this.showTokens();
       await this.run();
     } catch (error) {
+      this.running = null;
       showError(byId("play-error"), error);
     }
   }
@@ -150,7 +150,6 @@ export class Play {
   begin(steps) {
     this.current = { steps: steps.slice(), from: steps.length };
     this.branches.push(this.current);
-    this.editing = false;
   }
 
   /** Another continuation from where the last one began. */
@@ -174,48 +173,47 @@ export class Play {
 
   /** Let the model write at the end of the branch in view. */
   async run() {
-    const branch = this.current, controller = new AbortController(), began = performance.now();
-    const options = readSettings();
-    branch.from = branch.steps.length;
-    this.running = controller;
+    const branch = this.current, controller = (this.running = new AbortController()), options = readSettings();
+    Object.assign(branch, { from: branch.steps.length, began: performance.now(), seed: options.seed });
     showError(byId("play-error"), null);
     this.draw();
     try {
       const ids = branch.steps.map((step) => step.token.id);
       for await (const step of this.engine.generate(this.model.id, ids, { ...options, signal: controller.signal })) {
-        if (controller.signal.aborted) break;
+        if (controller.signal.aborted) return;
         branch.steps.push(step);
         this.showStep(step);
       }
     } catch (error) {
-      if (!controller.signal.aborted) showError(byId("play-error"), error);
+      if (controller.signal.aborted) return;
+      showError(byId("play-error"), error);
     }
-    if (this.running !== controller) return;  // another generation has begun since
-    this.running = null;
-    this.finish(branch.steps.length - branch.from, performance.now() - began, options.seed);
+    if (this.running === controller) this.finish();  // else it was stopped
   }
 
   stop() {
     this.running?.abort();
-    if (this.running) this.finish();
+    if (this.running && !this.editing) this.finish();
     this.running = null;
   }
 
-  /** After a generation: what was written, and the branches; one that repeats another is dropped. */
-  finish(count = 0, milliseconds = 0, seed = null) {
-    const repeats = (other) => other !== this.current && commonLength(other, this.current) === other.steps.length && other.steps.length <= this.current.steps.length;
-    this.branches = this.branches.filter((other) => !repeats(other));
+  /** After a generation: what was written, and the branches but those that it repeats. */
+  finish() {
+    const { steps, from, began, seed } = this.current, count = steps.length - from;
+    const repeated = (other) => other !== this.current && commonLength(other, this.current) === other.steps.length;
+    this.branches = this.branches.filter((other) => !repeated(other));
     this.running = null;
     this.draw();
-    const ended = this.current.steps.at(-1)?.token.special ? "; the text ends here" : "";
-    const speed = count > 1 ? `${count} tokens, ${Math.round((1000 * count) / milliseconds)} a second` : "";
-    byId("status").textContent = speed && `${speed}, seed ${seed}${ended}`;
+    const speed = Math.round((1000 * count) / (performance.now() - began));
+    const ended = steps.at(-1)?.token.special ? "; the text ends here" : "";
+    byId("status").textContent = count > 1 ? `${count} tokens, ${speed} a second, seed ${seed}${ended}` : "";
   }
 
   // ---------------------------------------------------------------- showing
 
   showTokens() {
     closeAlternatives();
+    this.editing = false;
     this.view.show(this.current.steps.map((step) => step.token));
     this.view.shade(this.current.steps.map((step) => shadeOf(step.probability)));
     this.view.label((group) => this.words(group));
@@ -278,7 +276,6 @@ export class Play {
   switchTo(branch) {
     this.stop();
     this.current = branch;
-    this.editing = false;
     byId("status").textContent = "";
     this.showTokens();
     byId("branches").querySelector("[aria-current]")?.focus();

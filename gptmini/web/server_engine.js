@@ -88,7 +88,8 @@ export class ServerEngine {
   /** Call onEvent(kind, value) for what a run writes, as it writes it; returns a function that ends it. */
   watch(run, onEvent) {
     const source = new EventSource(`api/watch?run=${encodeURIComponent(run)}`);
-    for (const kind of ["metrics", "samples", "state"]) {
+    source.onopen = () => onEvent("restart", {});  // again after a break: all that the run wrote follows
+    for (const kind of ["metrics", "samples", "state", "restart"]) {
       source.addEventListener(kind, (event) => onEvent(kind, JSON.parse(event.data)));
     }
     source.onerror = () => onEvent("error", new Error("The server does not answer: is gptmini serve still running?"));

@@ -1,11 +1,10 @@
 /** Watch: a run as it trains, from what it writes; and one prompt continued by each checkpoint that it keeps. */
 
-import { addPanels, drawCurves, plots } from "./charts.js";
+import { addPanels, drawCurves, extendCurves, plots } from "./charts.js";
 import { CheckpointSlider } from "./checkpoints.js";
 import { byId, showError } from "./dom.js";
 import { element } from "./element.js";
 
-const REDRAW_MILLISECONDS = 1000;  // the curves at most this often: the run needs the processor more
 const number = (value, digits = 0) => Number(value).toLocaleString("en", { maximumFractionDigits: digits });
 
 /** Seconds as people say them. */
@@ -28,8 +27,10 @@ function loadLibrary() {
 }
 
 export class Watch {
-  constructor(engine) {
+  /** onCheckpoint(): a run that had no checkpoint has one, so that there is a model to play with. */
+  constructor(engine, onCheckpoint) {
     this.engine = engine;
+    this.onCheckpoint = onCheckpoint;
     this.stop = null;
     this.error = element("p", { class: "error", role: "alert", hidden: "" });
     this.curvesError = element("p", { class: "error", hidden: "" });
@@ -42,8 +43,11 @@ export class Watch {
     const samples = element("section", { class: "view" }, element("h2", {}, "Samples"), element("p", { class: "about" }, "What the run writes as it trains, the newest first; the same seed each time."), this.samples);
     this.halves = element("div", { class: "halves" }, samples, this.slider.root);
     byId("watch").replaceChildren(this.error, this.state, this.progress, this.figures, this.curvesError, this.curves, this.halves);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.stop && this.draw());
-    document.addEventListener("visibilitychange", () => this.stop && this.draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.drawn = 0;  // in other colours
+      this.draw();
+    });
+    document.addEventListener("visibilitychange", () => this.draw());
   }
 
   setModel(info) {
@@ -56,7 +60,7 @@ export class Watch {
     if (this.stop) return;
     this.say(this.info.run ? "" : `${this.info.name} is a model without a run: there is nothing to watch.`);
     if (!this.info.run) return;
-    this.restart();
+    this.slider.show();
     const on = {
       metrics: (lines) => (this.metrics.push(...lines), this.draw()),
       samples: (lines) => this.addSamples(lines),
@@ -73,12 +77,14 @@ export class Watch {
   leave() {
     this.stop?.();
     this.stop = null;
-    clearTimeout(this.timer);
+    this.slider.stop();
+    this.restart();
   }
 
   /** Forget what was shown: all of it follows again. */
   restart() {
     this.metrics = [];
+    this.drawn = 0;  // how many of them the curves show
     this.samples.replaceChildren();
   }
 
@@ -92,12 +98,12 @@ export class Watch {
 
   showState(state) {
     const { running, step, max_steps, seconds_left, tokens_per_second, elapsed_seconds, best } = state;
-    const done = step >= max_steps;
+    const done = max_steps && step >= max_steps;
     this.state.textContent = running ? "Training" : done ? "Trained to the end" : "Stopped: gptmini train with --resume goes on from here";
     this.state.classList.toggle("live", running);
-    Object.assign(this.progress, { max: max_steps, value: step });
+    Object.assign(this.progress, { max: max_steps ?? 1, value: max_steps ? step : 0 });
     const figures = [
-      ["step", `${number(step)} of ${number(max_steps)}`],
+      ["step", max_steps ? `${number(step)} of ${number(max_steps)}` : number(step)],
       ["time left", running && seconds_left !== null && duration(seconds_left)],
       ["time so far", elapsed_seconds !== null && duration(elapsed_seconds)],
       ["tokens a second", tokens_per_second !== null && number(tokens_per_second)],
@@ -105,6 +111,7 @@ export class Watch {
       ["bits per byte", best && best.bits_per_byte.toFixed(3)],
     ];
     this.figures.replaceChildren(...figures.filter(([, words]) => words).map(([name, words]) => element("div", {}, element("dt", {}, name), element("dd", {}, words))));
+    if (state.checkpoints.length && !this.info.checkpoints.length) return this.onCheckpoint();
     this.slider.setSteps(state.checkpoints);
   }
 
@@ -114,19 +121,20 @@ export class Watch {
     }
   }
 
-  /** Draw the curves, at most once in a while and only where they are seen. */
-  draw() {
-    if (this.timer || !this.stop || document.hidden) return;
-    this.timer = setTimeout(async () => {
-      try {
-        await loadLibrary();
-        if (!this.curves.children.length) addPanels(this.curves, plots);
-        await drawCurves([{ name: this.info.run, metrics: this.metrics, text: "", baselines: {} }]);
-      } catch (error) {
-        showError(this.curvesError, error);
-      }
-      this.timer = null;
-    }, this.drawn ? REDRAW_MILLISECONDS : 0);
-    this.drawn = true;
+  /** Draw what the curves lack; nothing while no one sees them, as the run needs the processor more. */
+  async draw() {
+    if (!this.stop || document.hidden) return;
+    try {
+      await loadLibrary();
+      const run = { name: this.info.run, metrics: this.metrics, text: "", baselines: {} };
+      const news = this.metrics.slice(this.drawn);
+      if (!this.curves.children.length) addPanels(this.curves, plots);
+      const anew = !this.drawn;
+      this.drawn = this.metrics.length;
+      if (anew) await drawCurves([run]);
+      else if (news.length) await extendCurves(run, news);
+    } catch (error) {
+      showError(this.curvesError, error);
+    }
   }
 }
