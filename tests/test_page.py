@@ -114,7 +114,7 @@ def test_what_comes_next_is_shown_as_a_person_types(page):
     page.tab.focus("#prompt")
     page.tab.keyboard.type("The cat")
     page.tab.wait_for_selector("#status:text-is('7 tokens')")
-    page.tab.wait_for_selector("#hint .chip")
+    page.tab.wait_for_selector("#hint[aria-busy=false] .chip")
     best = page.logits(page.tokenizer.encode("The cat"))[-1].softmax(dim=-1)
     best = best[: len(LETTERS)].topk(8).values  # without the end of text
     chips = page.tab.locator("#hint .chip")

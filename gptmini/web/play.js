@@ -34,7 +34,12 @@ export class Play {
     byId("again").onclick = () => this.again();
     byId("edit").onclick = () => this.edit(this.text());
     const typed = debounce(() => this.preview(), 60);
-    this.prompt.addEventListener("input", () => (this.fit(), this.asked++, typed()));
+    this.prompt.addEventListener("input", () => {
+      this.fit();
+      this.asked++;
+      byId("hint").ariaBusy = "true";  // it is of the text as it was before
+      typed();
+    });
     byId("text").addEventListener("click", (event) => event.target === event.currentTarget && this.edit(this.text()));
     byId("text").addEventListener("keydown", (event) => this.typeOn(event));
     document.addEventListener("keydown", (event) => {
@@ -121,6 +126,7 @@ export class Play {
       chip.onclick = () => this.edit(this.prompt.value + token.text);
       return chip;
     });
+    byId("hint").ariaBusy = "false";
     byId("hint").replaceChildren(element("span", {}, this.prompt.value ? "Likely next:" : "Likely first:"), ...chips);
   }
 
