@@ -1,5 +1,6 @@
 """Which models are served, by name, and the few of them that are loaded."""
 
+import re
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
@@ -81,13 +82,7 @@ class Catalog:
         if model_id in folders:
             return model_id, folders[model_id]
         name, _, step = model_id.rpartition("@")
-        if (
-            name in folders
-            and _is_run(folders[name])
-            and step.isascii()
-            and step.isdecimal()
-            and len(step) < 19
-        ):
+        if name in folders and _is_run(folders[name]) and re.fullmatch("[0-9]{1,18}", step):
             store = CheckpointStore(folders[name], keep=1)
             if int(step) in store.steps():
                 return name, store.path(int(step))

@@ -1,11 +1,11 @@
-"""One batch at a time for each model: a thread, a queue before it, and an end to what nobody awaits."""
+"""One batch at a time for each model, a queue before it, and an end to what nobody awaits."""
 
 import asyncio
 import contextlib
 import threading
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,15 +17,48 @@ class BusyError(Exception):
     """The queue before a model is full."""
 
 
-class Jobs:
-    """Computes in one thread for each model, so that requests take turns in the order in which they came.
+class Job:
+    """What a request computes, item by item, and the queue on which the request awaits the items."""
 
-    One thread too because OpenMP keeps a team of its own for every thread that computes.
+    def __init__(self, work: Callable[[], Iterator[Any]]) -> None:
+        self.work = work
+        self.loop = asyncio.get_running_loop()
+        self.items: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
+        self.gone = False  # whether nobody awaits them any more
+        self._iterator: Iterator[Any] | None = None
+
+    def step(self) -> bool:
+        """Compute the next item, in the thread of all models; returns whether the job goes on."""
+        try:
+            if self._iterator is None:
+                self._iterator = iter(()) if self.gone else self.work()
+            self._hand_over(next(self._iterator))
+            if not self.gone:
+                return True
+        except StopIteration:
+            self._hand_over(None, StopAsyncIteration())
+        except BaseException as error:
+            self._hand_over(None, error)
+        self._iterator = iter(())  # closes the generator
+        return False
+
+    def _hand_over(self, item: Any, end: BaseException | None = None) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop is closed
+            self.loop.call_soon_threadsafe(self.items.put_nowait, (item, end))
+
+
+class Jobs:
+    """Computes all jobs in one thread: those of a model one after another, those of several item by item.
+
+    One thread, because every item keeps all cores busy, and because kernels for the CPU keep a team of
+    threads for each thread that calls them, or bear no second caller at all.
     """
 
     def __init__(self) -> None:
-        self._waiting: Counter[str] = Counter()
-        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._waiting: defaultdict[str, deque[Job]] = defaultdict(deque)  # the first of each is at work
+        self._turns: SimpleQueue[str] = SimpleQueue()  # the models that are at work
+        self._lock = threading.Lock()
+        threading.Thread(target=self._compute, name="models", daemon=True).start()
 
     async def run(self, name: str, work: Callable[[], T]) -> T:
         """What `work()` returns, when its turn comes."""
@@ -35,46 +68,37 @@ class Jobs:
     async def stream(self, name: str, work: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """The items of `work()` as they are computed for the model `name`.
 
-        Raises BusyError at once where too many wait already, and what `work` raises. When this iterator is
+        Raises BusyError at once where too many wait already, and what `work` raises. When this generator is
         closed or its task cancelled, the work ends before its next item.
         """
-        if self._waiting[name] >= MAX_WAITING:
-            raise BusyError(f"{name} has {MAX_WAITING} requests waiting: try again later")
-        thread = self._threads.setdefault(name, ThreadPoolExecutor(1, f"model {name}"))
-        loop, gone = asyncio.get_running_loop(), threading.Event()
-        items: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
-        self._waiting[name] += 1
-
-        def hand_over(item: Any, end: BaseException | None = None) -> None:
-            with contextlib.suppress(RuntimeError):  # the server has ended, and its loop is closed
-                loop.call_soon_threadsafe(self._receive, name, items, item, end)
-
-        def compute() -> None:
-            try:
-                for item in () if gone.is_set() else work():
-                    hand_over(item)
-                    if gone.is_set():
-                        break
-                hand_over(None, StopAsyncIteration())
-            except BaseException as error:
-                hand_over(None, error)
-
-        thread.submit(compute)
+        job, waiting = Job(work), self._waiting[name]
+        with self._lock:
+            if len(waiting) >= MAX_WAITING:
+                raise BusyError(f"{name} has {MAX_WAITING} requests waiting: try again later")
+            waiting.append(job)
+            if len(waiting) == 1:
+                self._turns.put(name)
         try:
             while True:
-                item, end = await items.get()
+                item, end = await job.items.get()
                 if isinstance(end, StopAsyncIteration):
                     return
                 if end is not None:
                     raise end
                 yield item
         finally:
-            gone.set()
+            job.gone = True
+            with self._lock:
+                if job in waiting and waiting[0] is not job:
+                    waiting.remove(job)
 
-    def _receive(
-        self, name: str, items: asyncio.Queue[tuple[Any, BaseException | None]], item: Any, end: Any
-    ) -> None:
-        """In the loop's thread: pass an item on; with the last one, the job leaves the queue."""
-        items.put_nowait((item, end))
-        if end is not None:
-            self._waiting[name] -= 1
+    def _compute(self) -> None:
+        while True:
+            name = self._turns.get()
+            waiting = self._waiting[name]
+            goes_on = waiting[0].step()
+            with self._lock:
+                if not goes_on:
+                    waiting.popleft()
+                if waiting:
+                    self._turns.put(name)
