@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test bench check reliability clean
+.PHONY: demo test docs bench check reliability clean
 
 demo: .venv/installed            ## train the default config, generate from it, make the page to play with it
 	$(BIN)/gptmini train configs/python_docs.yaml --resume
@@ -11,6 +11,9 @@ demo: .venv/installed            ## train the default config, generate from it, 
 
 test: .venv/installed-dev        ## run the tests
 	$(BIN)/python -m pytest
+
+docs: .venv/installed-docs        ## build the documentation site, build/site/index.html
+	$(BIN)/mkdocs build --quiet --strict
 
 reliability: .venv/installed-dev  ## run the long reliability proofs
 	$(BIN)/python -m pytest tests/reliability tests/test_config.py tests/test_cli.py tests/test_tokenizers.py --long -s
@@ -33,6 +36,10 @@ check: .venv/installed-dev       ## style, spelling, types, import contracts, Gi
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
