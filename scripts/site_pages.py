@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
+
 import gptmini
 from gptmini.cli.commands import COMMANDS
 from gptmini.cli.main import USAGE, main
@@ -27,6 +29,20 @@ PAGES = {  # of the root, by the name that they have on the site
     "examples": "examples.md",
 }
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+
+
+class FenceDoctests(griffe.Extension):
+    """Examples in docstrings as blocks of code: in Markdown, >>> would be a quotation."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called for each module, class and function that is read."""
+        if obj.docstring:
+            obj.docstring.value = fence_doctests(obj.docstring.value)
+
+
+def fence_doctests(text: str) -> str:
+    """The text with a fence around each doctest, which ends with a blank line."""
+    return re.sub(r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -53,6 +53,11 @@ def test_links_lead_to_the_page_on_the_site(source, text, site):
     assert site_pages.site_links(text, source) == site
 
 
+def test_examples_in_docstrings_become_code():
+    text = "Adds.\n\n>>> 1 + 1\n2\n\nEnd."
+    assert site_pages.fence_doctests(text) == "Adds.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nEnd."
+
+
 def test_the_site_builds_strictly_and_loads_nothing_from_outside(tmp_path, long):
     if not long:
         pytest.skip("takes some ten seconds: --long")

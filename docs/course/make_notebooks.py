@@ -3,6 +3,8 @@
 python docs/course/make_notebooks.py
 """
 
+import re
+
 import jupytext
 import nbformat
 from chapters import CHAPTERS, COURSE
@@ -21,6 +23,8 @@ if importlib.util.find_spec("gptmini") is None:
 def notebook(chapter: int) -> str:
     """The chapter as the text of an .ipynb file."""
     page = CHAPTERS[chapter].read_text(encoding="utf-8")
+    # A notebook lies a folder deeper than its chapter.
+    page = re.sub(r'(\]\(|"|, )(?=images/|solutions/|\.\./)', r"\1../", page)
     book = jupytext.reads(page, fmt="md")
     first = FIRST_CELL
     if chapter:  # a magic, not an import: it defines its names in the notebook

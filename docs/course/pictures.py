@@ -36,7 +36,7 @@ def label(axes: Axes, text: str, rows: bool = True) -> None:
     shown = [{" ": "_", "\n": "\\n"}.get(character, character) for character in text]
     axes.set_xticks(range(len(shown)), shown)
     axes.set_yticks(range(len(shown)) if rows else [], shown if rows else [])
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=9 if len(text) < 9 else 7)
     axes.xaxis.tick_top()
 
 
@@ -79,7 +79,7 @@ def draw_loss(history: list[float], baselines: dict[str, float], ink: str) -> No
     axes.plot(range(10, len(history) + 1), smooth, color="#3b82f6")
     for name in ("gzip", "xz", "5-gram"):
         axes.axhline(baselines[name], color=ink, alpha=0.5, linewidth=0.8, linestyle="--")
-        axes.text(len(history), baselines[name] + 0.04, name, ha="right")
+        axes.text(0, baselines[name] + 0.04, name)  # on the left, where the curve is far above
     axes.set_xlabel("training step")
     axes.set_ylabel("bits per byte")
     axes.set_ylim(2, 6.2)

@@ -17,7 +17,7 @@ Attend = Callable[..., Tensor]
 def record_attention(model: GPT) -> Iterator[list[Tensor]]:
     """Yields a list that every forward pass in the block extends by one tensor per layer, (B, H, T, S).
 
-    weights[layer][b, h, t, s] is how much position t of row b takes of the value at s, in head h; each row
+    `weights[layer][b, h, t, s]` is how much position t of row b takes of the value at s, in head h; each row
     sums to 1. The logits stay the same bits. With `generate` a forward pass is a prompt or a new token, for
     which T is 1.
 
