@@ -66,6 +66,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return site_links(markdown, f"docs/{page.file.src_uri}")
 
 
+def on_post_build(config: Any) -> None:
+    """Take the addresses out of the theme's script from which it would load what it lacks."""
+    for path in Path(config.site_dir, "assets/javascripts").glob("bundle*.js"):
+        script = path.read_text(encoding="utf-8")
+        script = re.sub(r"https://unpkg\.com/[^\"]*", "data:text/javascript,", script)
+        path.write_text(script, encoding="utf-8")
+
+
 def site_links(text: str, source: str) -> str:
     """The text of a file, with links as the site has them: `docs/x.md` in the README is x.md there."""
     page = PAGES.get(source, source.removeprefix("docs/"))

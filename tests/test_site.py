@@ -65,6 +65,7 @@ def test_the_site_builds_strictly_and_loads_nothing_from_outside(tmp_path, long)
     from mkdocs.config import load_config
 
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
+    assert not any("unpkg.com" in path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.js"))
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
