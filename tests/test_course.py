@@ -95,7 +95,7 @@ def test_the_comparison_notices_other_numbers_and_words():
 
 def test_no_block_is_missed():
     for n, page in PAGES.items():
-        assert len(chapters.blocks(n)) == page.count("```python\n") >= 5
+        assert len(chapters.blocks(n)) == page.count("```python\n") >= 4
 
 
 def test_no_chapter_defines_what_another_has_defined():
