@@ -5,6 +5,7 @@ Python API from its docstrings. mkdocs calls the functions whose names begin wit
 """
 
 import contextlib
+import inspect
 import io
 import os
 import posixpath
@@ -100,7 +101,7 @@ def config_page() -> str:
                 "",
                 f"## {section}",
                 "",
-                (Config.model_fields[section].annotation.__doc__ or "").strip(),
+                inspect.getdoc(Config.model_fields[section].annotation) or "",
             ]
         default = format_value(node["default"]) if "default" in node else "none"
         lines += ["", f"### `{key}`", "", node.get("description", "")]
