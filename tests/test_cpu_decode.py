@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import os
+import signal
 import sys
 
 import pytest
@@ -107,14 +109,30 @@ def test_a_model_that_computes_something_else_is_left_to_pytorch():
     hooked, frozen = build(), build()
     hooked.blocks[1].mlp.register_forward_hook(lambda *args: None)
     frozen.requires_grad_(False)
-    frozen.train()
     assert compiled_step(frozen) is not None
-    for model in (Tuned(frozen.config), hooked, build().double(), build().to("meta")):
+    for model in (Tuned(frozen.config).eval(), hooked, build().double(), build().to("meta"), build().train()):
         assert compiled_step(model) is None
     with record_attention(frozen):
         assert compiled_step(frozen) is None
     with torch.autocast("cpu"):
         assert compiled_step(frozen) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_generates_too():
+    model, rows = build(), prompts(3)
+    expected = generate(model, rows, max_new_tokens=4, temperature=0)  # its threads run from here on
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a fork of PyTorch needs it
+    try:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            os._exit(generate(model, rows, max_new_tokens=4, temperature=0) != expected)
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_weights_that_change_while_a_text_is_written_are_seen():

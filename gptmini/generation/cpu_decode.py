@@ -1,5 +1,6 @@
 """New tokens on a CPU, one per row, by compiled loops in the place of `hidden_states` and `lm_head`."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,14 +14,26 @@ from gptmini.model import ATTENTION, GPT, MLP, Block, CausalSelfAttention
 
 KNOWN = {GPT, Block, CausalSelfAttention, MLP, RoundedLinear}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.Dropout}
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def compiled_step(model: GPT) -> Step | None:
-    """The step of `last_logits` for this model; None where numba is missing or the model is not as it was.
+    """The step of `last_logits` for a model in eval mode; None where numba is missing or the model is not as
+    it was. A run that trains does without: its samples are not worth seconds of compiling.
 
     The loops read the model's own memory, so they see weights that change in place.
     """
-    if not _is_unchanged(model):
+    # The threads of OpenMP stay behind at a fork, and the child would wait for them for ever.
+    if model.training or _forked or not _is_unchanged(model):
         return None
     try:
         import numba
