@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import secrets
 import socket
 import sys
@@ -168,6 +169,7 @@ def serve(catalog: Catalog, host: str, port: int, open_browser: bool) -> None:
         h11_max_incomplete_event_size=1 << 15,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # a client that has gone is no news
     uvicorn.Server(config).run(sockets=[listener])
 
 
