@@ -17,6 +17,7 @@ import gptmini
 from gptmini.cli.main import main
 from gptmini.web import catalog
 from gptmini.web.catalog import Catalog
+from gptmini.web.server import _plotting_library
 
 JSON = {"content-type": "application/json"}
 
@@ -169,6 +170,18 @@ def test_no_other_file_has_an_address(url, path):
 def test_a_run_is_named_not_found_by_a_path(url, run):
     status, message = error_of(httpx.get(f"{url}/api/watch", params={"run": str(run)}))
     assert (status, "no run is called" in message) == (404, True)
+
+
+def test_the_plotting_library_is_served_where_it_is_installed(url, monkeypatch):
+    monkeypatch.setattr("gptmini.web.server.find_spec", lambda name: None)
+    _plotting_library.cache_clear()
+    status, message = error_of(httpx.get(f"{url}/vega.js"))
+    assert (status, "needs vl-convert-python" in message) == (404, True)
+    monkeypatch.undo()
+    pytest.importorskip("vl_convert")
+    answer = httpx.get(f"{url}/vega.js", timeout=300)
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert "window.vegaEmbed" in answer.text
 
 
 # ------------------------------------------------------------------------------------------ the command

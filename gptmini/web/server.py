@@ -6,11 +6,13 @@ import errno
 import logging
 import secrets
 import socket
+import subprocess
 import sys
 import webbrowser
 from collections.abc import Iterator
 from functools import cache, partial
 from importlib.resources import files
+from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any, get_type_hints
 
@@ -21,7 +23,6 @@ from starlette.exceptions import HTTPException
 
 from gptmini import __version__
 from gptmini.errors import MissingPackageError, UserError
-from gptmini.report.one_file import plotting_library
 from gptmini.schema import validate
 from gptmini.web.answers import STATUS, Json, error_answer, error_object, event_stream
 from gptmini.web.catalog import Catalog
@@ -90,16 +91,24 @@ async def source_file(name: str) -> Response:
     """A file of the page, as it lies in the package; nothing else has a name here."""
     if name == "vega.js":
         try:
-            library = await asyncio.to_thread(cache(plotting_library))
+            return Response(await asyncio.to_thread(_plotting_library), media_type="text/javascript")
         except MissingPackageError as error:
             raise HTTPException(404, str(error)) from None
-        return Response(library, media_type="text/javascript")
     media_type = MEDIA_TYPES.get(name.rpartition(".")[2])
     for package in ("gptmini.web", "gptmini.report"):
         # Compared with what is there, so that no name leads out of the folder.
         if media_type and name in (found.name for found in files(package).iterdir()):
             return Response((files(package) / name).read_bytes(), media_type=f"{media_type}; charset=utf-8")
     raise HTTPException(404, f"there is no {name!r:.100} here")
+
+
+@cache
+def _plotting_library() -> bytes:
+    """Vega-Lite, made in a process of its own: it takes seconds in which no other thread of that one runs."""
+    if find_spec("vl_convert") is None:
+        raise MissingPackageError("the report", "vl-convert-python")
+    script = "import sys; from gptmini.report import one_file; sys.stdout.write(one_file.plotting_library())"
+    return subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE).stdout
 
 
 class OpenAIAPI:
