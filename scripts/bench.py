@@ -23,7 +23,10 @@ def main() -> None:
     train.add_argument("--peer-nanogpt", type=Path, metavar="PATH", help="a nanoGPT checkout to compare with")
     train.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement (default 3)")
     train.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="only these tables")
-    benches.add_parser("generate", help="tokens per second against transformers and memory bandwidth")
+    generate = benches.add_parser(
+        "generate", help="tokens per second against transformers, ctranslate2, llama.cpp and memory bandwidth"
+    )
+    generate.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement (default 3)")
     prepare = benches.add_parser("prepare", help="throughput and memory of tokenizing a gigabyte")
     prepare.add_argument("--rounds", type=int, default=3, help="preparations by each engine (default 3)")
     benches.add_parser("page", help="the exported page in Chromium: tokens per second on one core, file size")
@@ -45,8 +48,10 @@ def main() -> None:
         bench_busy(options.peer_nanogpt, options.rounds, options.spins)
     elif options.bench == "prepare":
         bench_prepare(options.rounds)
+    elif options.bench == "generate":
+        bench_generate(options.rounds)
     else:
-        benches_alone = {"generate": bench_generate, "memory": bench_memory, "page": bench_page}
+        benches_alone = {"memory": bench_memory, "page": bench_page}
         benches_alone[options.bench]()
 
 

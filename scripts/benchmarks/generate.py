@@ -1,88 +1,103 @@
-"""Generation: tokens per second against transformers and against memory bandwidth."""
+"""Generation: tokens per second against transformers, ctranslate2, llama.cpp and memory bandwidth."""
 
 import copy
 import itertools
+import tempfile
 import time
-from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
+from benchmarks.decoders import Decoder, ctranslate2_decoders, llama_cpp_decoder, transformers_decoder
 from benchmarks.machine import describe_machine, read_bandwidth, speedup, time_interleaved
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptmini.checkpoint.hf_gpt2 import to_gpt2
 from gptmini.config import GPTConfig
 from gptmini.generation.generate import generate, generate_tokens
 from gptmini.generation.precision import set_precision
 from gptmini.generation.sampling import Sampling
 from gptmini.model import GPT
 
-ROUNDS = 3
-PROMPT, NEW, LONG_PROMPT = 32, 128, 1000
+PROMPT, LONG_PROMPT = 32, 1000
+NEW = {1: 96, 16: 32}  # new tokens by batch
 GPT2_124M = GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024, vocab_size=50257)
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
+REFERENCE = "transformers fp32"
 
 
-def bench_generate() -> None:
-    """Tokens per second against transformers and memory bandwidth, with random GPT-2 124M weights."""
+@torch.inference_mode()
+def bench_generate(rounds: int) -> None:
+    """Tokens per second of each program that is installed, with random GPT-2 124M weights."""
     torch.manual_seed(0)
     model = GPT(GPT2_124M).eval()
-    models: dict[str, GPT | GPT2LMHeadModel] = {"transformers": transformers_twin(model)}
-    models["transformers bf16"] = copy.deepcopy(models["transformers"]).bfloat16()
-    for precision in ("fp32", "bf16", "int8"):
-        models[precision] = set_precision(copy.deepcopy(model), precision)
-    print(f"{describe_machine()}, {ROUNDS} rounds")
+    models = {
+        precision: set_precision(copy.deepcopy(model), precision) for precision in ("fp32", "bf16", "int8")
+    }
+    decoders = {f"gptmini {name}": decoder(m) for name, m in models.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        decoders |= peers(model, Path(folder))
+    print(f"{describe_machine()}, {rounds} rounds")
     # Decoding one token reads every weight once, so bandwidth over bytes of weights is an upper bound.
     bandwidth = read_bandwidth()
     weights_read = sum(p.numel() for p in model.parameters() if p is not model.position_embedding.weight)
     bounds = {
-        name: bandwidth / (size * weights_read) for name, size in {"fp32": 4, "bf16": 2, "int8": 1}.items()
+        f"gptmini {name}": bandwidth / (size * weights_read)
+        for name, size in zip(models, (4, 2, 1), strict=True)
     }
     print(f"memory bandwidth {bandwidth / 1e9:.1f} GB/s; {weights_read / 1e6:.0f} M weights read per token")
 
-    for batch in (1, 16):
-        print(f"\nbatch {batch}, {PROMPT}-token prompt, {NEW} new tokens, greedy")
-        tokens = torch.randint(50257, (batch, PROMPT))
-        names = list(models) if batch == 1 else ["transformers", "fp32", "bf16"]
-        rounds = time_interleaved({name: generation(models[name], tokens, NEW) for name in names}, ROUNDS)
-        for name, seconds in rounds.items():
-            speed = batch * NEW / median(seconds)
-            line = f"  {name:18}{speed:8.1f} tokens/s   {speedup(rounds, name, 'transformers')}"
-            if batch == 1 and name in bounds:
-                line += f", {speed / bounds[name]:.0%} of the bandwidth's bound of {bounds[name]:.0f}"
-            print(line)
+    for batch, n in NEW.items():
+        print(f"\nbatch {batch}, {PROMPT}-token prompt, {n} new tokens, greedy")
+        seconds = time_decoders(decoders, torch.randint(50257, (batch, PROMPT)), n, rounds)
+        for name, measured in seconds.items():
+            speed = batch * n / median(measured)
+            bound = bounds.get(name) if batch == 1 else None
+            share = f", {speed / bound:.0%} of the bandwidth's bound of {bound:.0f}" if bound else ""
+            print(f"  {name:22}{speed:8.1f} tokens/s   {speedup(seconds, name, REFERENCE)}{share}")
 
     print(f"\nfirst token of a {LONG_PROMPT}-token prompt")
-    tokens = torch.randint(50257, (1, LONG_PROMPT))
-    rounds = time_interleaved({name: generation(m, tokens, 1) for name, m in models.items()}, ROUNDS)
-    for name, seconds in rounds.items():
-        print(f"  {name:18}{median(seconds) * 1e3:8.0f} ms         {speedup(rounds, name, 'transformers')}")
+    seconds = time_decoders(decoders, torch.randint(50257, (1, LONG_PROMPT)), 1, rounds)
+    for name, measured in seconds.items():
+        print(f"  {name:22}{median(measured) * 1e3:8.0f} ms         {speedup(seconds, name, REFERENCE)}")
 
     print("\ntime per token as the text grows to the full context, batch 1")
     tokens = torch.randint(50257, (1, PROMPT))
-    for name in ("fp32", "bf16"):
-        seconds = token_seconds(models[name], tokens, GPT2_124M.context_length - PROMPT)
-        first, last = median(seconds[1:65]), median(seconds[-64:])
+    for name, m in models.items():
+        times = token_seconds(m, tokens, GPT2_124M.context_length - PROMPT)
+        first, last = median(times[1:65]), median(times[-64:])
         print(
-            f"  {name:18}first 64 {first * 1e3:.1f} ms, last 64 {last * 1e3:.1f} ms, ratio {last / first:.2f}"
+            f"  {name:8}first 64 {first * 1e3:.1f} ms, last 64 {last * 1e3:.1f} ms, ratio {last / first:.2f}"
         )
 
 
-def transformers_twin(model: GPT) -> GPT2LMHeadModel:
-    """transformers' GPT-2 with the same weights."""
-    c = model.config
-    shape = {"vocab_size": c.vocab_size, "n_positions": c.context_length, "n_embd": c.n_embd}
-    twin = GPT2LMHeadModel(GPT2Config(**shape, n_layer=c.n_layer, n_head=c.n_head, eos_token_id=None))
-    twin.load_state_dict(to_gpt2(model.state_dict(), c), strict=False)
-    return twin.eval()
+def decoder(model: GPT) -> Decoder:
+    """Our own, as the others are called."""
+    return lambda tokens, n: generate(model, tokens, max_new_tokens=n, temperature=0.0)
 
 
-def generation(model: GPT | GPT2LMHeadModel, tokens: Tensor, n: int) -> Callable[[], Tensor]:
-    """Greedy generation of n tokens by the model's own library."""
-    if isinstance(model, GPT):
-        return lambda: generate(model, tokens, max_new_tokens=n, temperature=0.0)
-    options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
-    return torch.inference_mode()(lambda: model.generate(tokens, max_new_tokens=n, **options))
+def peers(model: GPT, folder: Path) -> dict[str, Decoder]:
+    """The other programs; those that are not installed are left out, with a line."""
+    found = {
+        REFERENCE: transformers_decoder(model, torch.float32),
+        "transformers bf16": transformers_decoder(model, torch.bfloat16),
+    }
+    try:
+        kinds = ctranslate2_decoders(model, folder / "ctranslate2", ("float32", "int8_float32"))
+        found |= {f"ctranslate2 {kind}": decode for kind, decode in kinds.items()}
+        for dtype in ("float32", "float16", "q8_0"):
+            path = folder / f"{dtype}.gguf"
+            found[f"llama.cpp {dtype}"] = llama_cpp_decoder(model, path, dtype, max(NEW))
+    except ImportError as error:
+        print(f"left out: {error}")
+    return found
+
+
+def time_decoders(
+    decoders: dict[str, Decoder], tokens: Tensor, n: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each decoder in each round."""
+    tasks = {name: (lambda decode=decode: decode(tokens, n)) for name, decode in decoders.items()}
+    return time_interleaved(tasks, rounds)
 
 
 def token_seconds(model: GPT, tokens: Tensor, n: int) -> list[float]:
