@@ -23,8 +23,8 @@ def built(tmp_path_factory):
 
 
 def package_files():
-    found = (path for path in (ROOT / "gptmini").rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return {path.relative_to(ROOT).as_posix() for path in found}
+    found = (path for path in (ROOT / "gptmini").rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
 
 
 def test_the_wheel_holds_the_package_its_configs_and_nothing_else(built):
