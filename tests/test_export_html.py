@@ -51,11 +51,12 @@ def show(chromium):
 
     def show(path):
         contexts.append(chromium.new_context(offline=True))
+        contexts[-1].set_default_timeout(0)  # a busy machine takes its time
         page = contexts[-1].new_page()
         asked = []
         page.on("request", lambda request: asked.append(request.url[:60]))
         page.goto(path.as_uri())
-        page.wait_for_selector("body[data-ready], #page-error:not([hidden])", timeout=120_000)
+        page.wait_for_selector("body[data-ready], #page-error:not([hidden])")
         return page, [url for url in asked if not url.startswith(("data:", path.as_uri()[:60]))]
 
     yield show
