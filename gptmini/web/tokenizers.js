@@ -19,10 +19,6 @@ class Tokenizer {
     this.masks = new Map();
   }
 
-  decode(ids) {
-    return decoder.decode(toBytes(ids.map((id) => this.tokens[id]).join("")));
-  }
-
   /** {id, text, special}, with `bytes` where the token is only a part of a character, U+FFFD in its text. */
   describe(id) {
     if (this.names.has(id)) return { id, text: this.names.get(id), special: true };
