@@ -256,6 +256,7 @@ def test_a_text_starts_and_ends_as_documents_do(open_page):
 def test_computations_side_by_side_and_repeated_ones_do_not_disturb_each_other(open_page):
     page = open_page("bpe")
     ids = page.tokenizer.encode("It's 5; it says: 5 times 5 is")
+    page.run("engine.chunk = 3;")  # so that the others have their turns within a prompt
     alone = page.generate(ids, 40, seed=1)
     next_alone = page.run("return engine.next(null, argument);", ids)
     assert next_alone["top"] == alone[0]["top"]
