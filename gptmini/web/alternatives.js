@@ -35,7 +35,7 @@ export function openAlternatives(span, steps, topOf, onTake) {
 
   const fill = async (i) => {
     const { token, probability } = steps[i];
-    const heading = element("p", {}, element("bdi", { class: "name" }, visible(token)), probability === null ? " stands here." : ` (${percent(probability)}) stands here.`, " Take another and go on from it:");
+    const heading = element("p", {}, element("bdi", { class: "name" }, visible(token)), probability === null ? " stands here." : ` (${percent(probability)}) stands here.`, " Take another:");
     const list = element("ul", { role: "listbox", "aria-label": "The likeliest tokens here" });
     body.replaceChildren(heading, list);
     place(panel, span);

@@ -125,7 +125,7 @@ export class AttentionView {
     this.width = this.root.clientWidth;
     this.cell = Math.max(12, Math.min(CELL, Math.floor((Math.min(ALL, this.width - 4) - LABELS) / n_head) - GAP));
     const context = prepare(this.grid, LABELS + n_head * (this.cell + GAP), LABELS + n_layer * (this.cell + GAP));
-    const soft = getComputedStyle(document.documentElement).getPropertyValue("--soft");
+    const style = getComputedStyle(document.documentElement), soft = style.getPropertyValue("--soft"), ground = style.getPropertyValue("--grid");
     context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     context.textAlign = "center";
     context.textBaseline = "middle";
@@ -135,7 +135,10 @@ export class AttentionView {
       context.fillText(layer + 1, LABELS / 2 - 2, this.corner(layer) + this.cell / 2);
       for (let head = 0; head < n_head; head++) {
         const x = this.corner(head), y = this.corner(layer), start = (layer * n_head + head) * T * T;
+        context.fillStyle = soft;
         if (layer === 0) context.fillText(head + 1, x + this.cell / 2, LABELS / 2);
+        context.fillStyle = ground;
+        context.fillRect(x, y, this.cell, this.cell);
         context.drawImage(picture(T, (i) => this.maps[start + i] / 255), x, y, this.cell, this.cell);
       }
     }
