@@ -105,7 +105,7 @@ export class Watch {
     const figures = [
       ["step", max_steps ? `${number(step)} of ${number(max_steps)}` : number(step)],
       ["time left", running && seconds_left !== null && duration(seconds_left)],
-      ["time so far", elapsed_seconds !== null && duration(elapsed_seconds)],
+      ["time", elapsed_seconds !== null && duration(elapsed_seconds)],
       ["tokens a second", tokens_per_second !== null && number(tokens_per_second)],
       ["best validation loss", best && `${best.loss.toFixed(3)} at step ${number(best.step)}`],
       ["bits per byte", best && best.bits_per_byte.toFixed(3)],
@@ -128,7 +128,8 @@ export class Watch {
       await loadLibrary();
       const run = { name: this.info.run, metrics: this.metrics, text: "", baselines: {} };
       const news = this.metrics.slice(this.drawn);
-      if (!this.curves.children.length) addPanels(this.curves, plots);
+      // Baselines take seconds to measure, and belong to the report.
+      if (!this.curves.children.length) addPanels(this.curves, plots.map((plot) => ({ ...plot, unit: plot.unit.replace("; dashed: baselines", "") })));
       const anew = !this.drawn;
       this.drawn = this.metrics.length;
       if (anew) await drawCurves([run]);
