@@ -111,6 +111,7 @@ function baselineLayers(runs, width) {
     }
   }
   const lines = [...found.values()].sort((a, b) => a.y - b.y);
+  if (!lines.length) return [];  // Vega would name an empty layer to those who hear the page
   // Neighbours may be nearly equal, so their labels stand beside each other, then above and below the lines.
   const longest = Math.max(0, ...lines.map(({ label }) => label.length));
   const columns = Math.max(1, Math.floor((width - 40) / Math.max(LABEL_WIDTH, 7 * longest)));

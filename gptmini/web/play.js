@@ -20,7 +20,7 @@ export class Play {
     this.current = null;  // the branch in view
     this.editing = true;  // the text is in the text area, not yet in tokens
     this.running = null;  // the AbortController of a generation
-    this.asked = 0;       // numbers the questions, so that a late answer is known
+    this.asked = new AbortController();  // of what is asked about a text while it is written
     this.prompt = byId("prompt");
     this.view = new TokenView(byId("text"), {
       onChoose: (group, span) => this.showAlternatives(group, span),
@@ -36,7 +36,7 @@ export class Play {
     const typed = debounce(() => this.preview(), 60);
     this.prompt.addEventListener("input", () => {
       this.fit();
-      this.asked++;
+      this.asked.abort();
       byId("hint").ariaBusy = "true";  // it is of the text as it was before
       typed();
     });
@@ -103,14 +103,16 @@ export class Play {
 
   /** While a person writes: how many tokens it is, and what would come next. */
   async preview() {
+    this.asked.abort();
     if (!this.editing || this.running) return;
-    const asked = ++this.asked, late = () => asked !== this.asked || !this.editing;
+    const { signal } = (this.asked = new AbortController());
+    const late = () => signal.aborted || !this.editing;
     try {
-      const tokens = await this.engine.tokenize(this.model.id, this.prompt.value);
+      const tokens = await this.engine.tokenize(this.model.id, this.prompt.value, signal);
       if (late()) return;
       byId("status").textContent = countOf(tokens.length, this.model.context_length);
       showError(byId("play-error"), null);
-      const { top } = await this.engine.next(this.model.id, tokens.map((token) => token.id));
+      const { top } = await this.engine.next(this.model.id, tokens.map((token) => token.id), signal);
       if (!late()) this.showNext(top);
     } catch (error) {
       if (late()) return;
@@ -136,7 +138,7 @@ export class Play {
   async start() {
     if (this.running || !this.model || !settingsAreValid()) return;
     const { signal } = (this.running = new AbortController());
-    this.asked++;  // what is still asked about the text in the box comes too late
+    this.asked.abort();
     try {
       const text = this.text(), steps = this.current?.steps;
       // Written on where it ended; but a text that is edited has no end of text any more.

@@ -38,11 +38,12 @@ export class Watch {
     this.progress = element("progress", { max: 1, value: 0, "aria-label": "Steps done" });
     this.figures = element("dl", { class: "figures" });
     this.curves = element("div", { class: "plots" });
-    this.samples = element("ol", { class: "timeline" });
+    this.samples = element("ol", { class: "timeline", tabindex: 0, "aria-label": "Samples, the newest first" });
     this.slider = new CheckpointSlider(engine);
     const samples = element("section", { class: "view" }, element("h2", {}, "Samples"), element("p", { class: "about" }, "What the run writes as it trains, the newest first; the same seed each time."), this.samples);
     this.halves = element("div", { class: "halves" }, samples, this.slider.root);
-    byId("watch").replaceChildren(this.error, this.state, this.progress, this.figures, this.curvesError, this.curves, this.halves);
+    this.curvesTitle = element("h2", {}, "Curves");
+    byId("watch").replaceChildren(this.error, this.state, this.progress, this.figures, this.curvesTitle, this.curvesError, this.curves, this.halves);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       this.drawn = 0;  // in other colours
       this.draw();
@@ -91,7 +92,7 @@ export class Watch {
   /** A sentence in place of the view, or the view. */
   say(words) {
     this.state.textContent = words;
-    for (const part of [this.progress, this.figures, this.curves, this.halves]) part.hidden = Boolean(words);
+    for (const part of [this.progress, this.figures, this.curvesTitle, this.curves, this.halves]) part.hidden = Boolean(words);
   }
 
   // ---------------------------------------------------------------- what a run writes
