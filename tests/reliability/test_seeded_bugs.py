@@ -101,8 +101,8 @@ BUGS = [
         "a new folder is filled under its name",
         kills,
         atomic_io,
-        "    with _temporary(path) as temporary:\n        os.mkdir(temporary)\n",
-        "    with deleted_on_failure(path) as temporary:\n        os.mkdir(temporary)\n",
+        "    with _temporary(path) as temporary:\n        with _errors",
+        "    with deleted_on_failure(path) as temporary:\n        with _errors",
     ),
     (
         "a file is rewritten in place",
