@@ -1,5 +1,8 @@
 """The page in use: by keys alone, in narrow windows, light and dark, with any text, on a run that trains."""
 
+import re
+from importlib.resources import files
+
 import pytest
 from web_page import opened_pages, parrot, random_model
 from web_server import running, train_run
@@ -127,6 +130,17 @@ def test_every_text_can_be_read_and_every_control_has_a_name(open_page, scheme):
     tab.click("#tab-look")
     tab.wait_for_selector(".ranking li")
     check()
+
+
+def test_no_source_makes_html_of_a_text():
+    """A token may be a whole tag, which no small model writes: so nothing in the page parses HTML."""
+    parses = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|setHTML|parseFromString|eval\("
+    )
+    for package in ("gptmini.web", "gptmini.report"):
+        for path in files(package).iterdir():
+            if path.name.endswith(".js"):
+                assert not parses.search(path.read_text(encoding="utf-8")), path.name
 
 
 def test_a_deep_model_stays_usable(open_page):
