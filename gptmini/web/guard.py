@@ -179,7 +179,7 @@ class BoundedProtocol(H11Protocol):
             self._deadline.cancel()
         self._deadline = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Expect a request soon."""
         super().connection_made(transport)
         self._start_clock(REQUEST_SECONDS)
