@@ -9,8 +9,8 @@ demo: .venv/installed            ## train the default config, generate from it, 
 	$(BIN)/gptmini export runs/python_docs --format html --output runs/python_docs.html
 	@echo "Play with it and look inside: $(BIN)/python -m webbrowser file://$(CURDIR)/runs/python_docs.html"
 
-test: .venv/installed-dev        ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed-dev        ## run the tests, a file at a time in each of two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 docs: .venv/installed-docs        ## build the documentation site, build/site/index.html
 	$(BIN)/mkdocs build --quiet --strict
