@@ -100,8 +100,8 @@ def test_a_damaged_log_costs_the_comparison_only(there, tmp_path):
 @pytest.mark.parametrize(
     ("called", "which", "printed"),
     [
-        ("/opt/bin/gptmini", "/opt/bin/gptmini", "gptmini"),
-        (".venv/bin/gptmini", "/opt/bin/gptmini", ".venv/bin/gptmini"),
+        ("some/bin/gptmini", "some/bin/gptmini", "gptmini"),
+        (".venv/bin/gptmini", "some/bin/gptmini", ".venv/bin/gptmini"),
         ("my folder/gptmini", None, "'my folder/gptmini'"),
         ("scripts/train.py", None, f"{shlex.quote(sys.executable)} -m gptmini"),
     ],

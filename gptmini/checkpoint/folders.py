@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gptmini.checkpoint.manifest import MANIFEST, STATE
+from gptmini.errors import UserError
 
 
 def is_step_folder(folder: Path) -> bool:
@@ -20,15 +21,14 @@ def holds_checkpoint(folder: Path) -> bool:
     return is_step_folder(folder) or (folder / "model.safetensors").exists()
 
 
+def is_begun_run(folder: Path) -> bool:
+    """Whether a folder is a run, be it one that has saved nothing yet."""
+    return is_run_folder(folder) or all((folder / n).is_file() for n in ("config.yaml", "metrics.jsonl"))
+
+
 def find_runs(folder: Path) -> list[Path]:
-    """The runs in a folder, those that have saved nothing yet too, by name; none where it cannot be read."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if is_run_folder(path) or ((path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file())
-    )
+    """The runs in a folder, by name; none where it cannot be read."""
+    return sorted(filter(is_begun_run, folder.iterdir())) if folder.is_dir() else []
 
 
 def runs_there_are(path: Path) -> str:
@@ -36,3 +36,9 @@ def runs_there_are(path: Path) -> str:
     runs = find_runs(path.parent) or find_runs(Path("runs"))
     more = f" and {len(runs) - 8} more" if len(runs) > 8 else ""
     return f"; runs there are: {', '.join(map(str, runs[:8]))}{more}" if runs else ""
+
+
+def no_such_folder(path: Path) -> UserError:
+    """The error for a checkpoint whose folder does not exist."""
+    needed = "give a run folder, a step's folder or a GPT-2 directory"
+    return UserError(f"{path}: no such folder: {needed}{runs_there_are(path)}")

@@ -18,7 +18,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from gptmini import atomic_io
-from gptmini.checkpoint.folders import holds_checkpoint, is_run_folder, is_step_folder, runs_there_are
+from gptmini.checkpoint.folders import holds_checkpoint, is_run_folder, is_step_folder, no_such_folder
 from gptmini.checkpoint.gpt2_directory import (
     build_model,
     check_vocabulary,
@@ -76,8 +76,7 @@ def open_weights(path: str | Path) -> tuple[GPTConfig, Iterator[tuple[str, Tenso
             f"{path}: is a file, but a checkpoint is a folder; gptmini import-nanogpt makes one of nanoGPT's"
         )
     if not path.is_dir():
-        needed = "give a run folder, a step's folder or a GPT-2 directory"
-        raise UserError(f"{path}: no such folder: {needed}{runs_there_are(path)}")
+        raise no_such_folder(path)
     if is_run_folder(path):
         return CheckpointStore(path, keep=1).read_best(_open_folder)
     return _open_folder(path)

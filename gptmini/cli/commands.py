@@ -26,7 +26,7 @@ from gptmini.cli.flags import (
 from gptmini.cli.options import Command, completion_script
 from gptmini.config import load_config
 from gptmini.data.file_formats import describe_format
-from gptmini.distributed.parent import torchrun_world_size
+from gptmini.distributed.parent import is_main_rank, torchrun_world_size
 from gptmini.errors import MissingPackageError, UserError, path_error
 from gptmini.generation.sampling import SamplingOptions
 from gptmini.memory import explain_shortage
@@ -65,7 +65,7 @@ def train(args: list[str], flags: TrainFlags, overrides: dict[str, Any]) -> None
         from gptmini.training.run import train
 
         result = train(config, resume=flags.resume, quiet=flags.quiet)
-        if not flags.quiet and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        if is_main_rank() and not flags.quiet:
             for line in last_lines(result.run_dir):
                 print(line, flush=True)
     discard_unwritten()

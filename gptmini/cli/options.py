@@ -152,7 +152,7 @@ def completion_script(commands: Mapping[str, Command], shell: str) -> str:
         if "|" in command.positionals:
             positional.choices = command.positionals.split("|")
         else:
-            positional.complete = shtab.FILE  # type: ignore[attr-defined]  # the same
+            positional.complete = shtab.FILE  # type: ignore[attr-defined]  # argparse lacks it
     return shtab.complete(root, shell)
 
 

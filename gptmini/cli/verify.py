@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gptmini.checkpoint.folders import is_run_folder, is_step_folder, runs_there_are
+from gptmini.checkpoint.folders import is_run_folder, is_step_folder, no_such_folder
 from gptmini.checkpoint.manifest import verify
 from gptmini.checkpoint.state import read_state
 from gptmini.checkpoint.store import CheckpointStore, open_weights
@@ -28,8 +28,7 @@ def verify_folder(path: Path) -> Iterator[str]:
     if path.is_file():
         raise UserError(f"{path}: is a file; give the run's folder, a step's folder or a GPT-2 directory")
     if not path.is_dir():
-        needed = "give a run folder, a step's folder or a GPT-2 directory"
-        raise UserError(f"{path}: no such folder: {needed}{runs_there_are(path)}")
+        raise no_such_folder(path)
     is_model = is_step_folder(path) or (path / "config.json").exists()  # beside it, config.yaml is a stray
     is_run = is_run_folder(path) or ((path / "config.yaml").exists() and not is_model)
     damaged = []

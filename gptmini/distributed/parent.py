@@ -29,6 +29,11 @@ def torchrun_world_size() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
+def is_main_rank() -> bool:
+    """Whether this process speaks for all that torchrun started; known without torch.distributed."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def end_with_torchrun() -> None:
     """Under torchrun, act as at SIGTERM when torchrun is killed, as it then cannot pass a signal on."""
     if "TORCHELASTIC_RUN_ID" in os.environ and __name__ not in [t.name for t in threading.enumerate()]:

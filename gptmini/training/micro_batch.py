@@ -60,7 +60,7 @@ def _try_step(trainer: Trainer, size: int) -> bool:
             for _ in range(2):  # the second one's forward pass begins beside the first one's logits
                 with trainer.runtime.autocast():
                     logits = trainer.model.forward(tokens)  # not compiled, and without other ranks
-                next_token_loss(logits, tokens).backward()  # type: ignore[no-untyped-call]  # torch's
+                next_token_loss(logits, tokens).backward()  # type: ignore[no-untyped-call]  # torch has no types here
             for optimizer in trainer.optimizers:
                 optimizer.step(skip=torch.ones((), dtype=torch.bool, device=device))
     except OutOfMemoryError:

@@ -126,7 +126,7 @@ class Trainer:
                     logits = self.ddp_model(self.runtime.to_device(inputs))  # (micro_batch_size, T, V)
                 micro_loss = next_token_loss(logits, self.runtime.to_device(targets)) / len(micro_batches)
                 # Backward: adds to each parameter's .grad.
-                self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]  # torch's
+                self.scaler.scale(micro_loss).backward()  # type: ignore[no-untyped-call]  # torch has no types here
             loss += micro_loss.detach()  # the number only, not the graph behind it
             text_bytes += self.data.tokenizer.count_bytes(targets)  # for bits per byte
         loss = self.distributed.all_reduce_mean(loss)

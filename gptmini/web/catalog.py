@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptmini.checkpoint.folders import find_runs, is_run_folder, runs_there_are
+from gptmini.checkpoint.folders import find_runs, is_begun_run, no_such_folder
 from gptmini.checkpoint.store import CheckpointStore
 from gptmini.config import load_config
 from gptmini.data.tokenizers import Tokenizer
@@ -62,7 +62,7 @@ class Catalog:
     def run(self, name: str) -> Path:
         """The folder of a run; NotServedError where this server has none of that name."""
         folder = self.folders().get(name)
-        if folder is None or not _is_run(folder):
+        if folder is None or not is_begun_run(folder):
             raise NotServedError(f"no run is called {name!r:.100} here")
         return folder
 
@@ -71,7 +71,7 @@ class Catalog:
         found = []
         for name, folder in self.folders().items():
             about = _describe_or_say_why(name, folder, _state_of(folder))
-            is_run = _is_run(folder)
+            is_run = is_begun_run(folder)
             steps = CheckpointStore(folder, keep=1).steps() if is_run else []
             found.append({**about, "id": name, "run": name if is_run else None, "checkpoints": steps})
         return found
@@ -82,7 +82,7 @@ class Catalog:
         if model_id in folders:
             return model_id, folders[model_id]
         name, _, step = model_id.rpartition("@")
-        if name in folders and _is_run(folders[name]) and re.fullmatch("[0-9]{1,18}", step):
+        if name in folders and is_begun_run(folders[name]) and re.fullmatch("[0-9]{1,18}", step):
             store = CheckpointStore(folders[name], keep=1)
             if int(step) in store.steps():
                 return name, store.path(int(step))
@@ -111,16 +111,11 @@ def _name_folders(paths: Sequence[Path]) -> dict[str, Path]:
     """A name for each folder: its last part, or the whole path where two share that."""
     for path in paths:
         if not path.is_dir():
-            needed = "give a run folder, a step's folder or a GPT-2 directory"
-            raise UserError(f"{path}: no such folder: {needed}{runs_there_are(path)}")
+            raise no_such_folder(path)
     names = [path.resolve().name for path in paths]
     return {
         str(path) if names.count(name) > 1 else name: path for path, name in zip(paths, names, strict=True)
     }
-
-
-def _is_run(folder: Path) -> bool:
-    return is_run_folder(folder) or (folder / "metrics.jsonl").is_file()
 
 
 def _state_of(folder: Path) -> int | None:
@@ -132,7 +127,7 @@ def _state_of(folder: Path) -> int | None:
 @lru_cache(maxsize=256)  # GPT-2's tokenizer alone takes a third of a second to read
 def _describe(name: str, folder: Path, state: int | None) -> dict[str, Any]:
     """What a page says of the model in a folder, again after each save of its run."""
-    if _is_run(folder) and not CheckpointStore(folder, keep=1).steps():
+    if is_begun_run(folder) and not CheckpointStore(folder, keep=1).steps():
         shape = load_config(folder / "config.yaml").model
         unknown = dict.fromkeys(("tokenizer", "vocab_size", "parameters", "dtype"))
         sizes = shape.model_dump(include={"n_layer", "n_head", "n_embd", "context_length"})
