@@ -22,7 +22,7 @@ def load(
     directory, or the name of a GPT-2 on the Hub, such as "openai-community/gpt2". The tokenizer is None where
     there is none. `device` is auto (a GPU, else the CPU), cpu, cuda, cuda:1 or mps. A `precision` of bf16
     halves the bytes that generation reads and int8, on a CPU only, quarters them: such a model cannot be
-    trained. With numba installed (`gptmini[fast]`) generation on a CPU is several times faster.
+    trained. With numba installed (`gptmini[fast]`) generation on a CPU is faster.
 
     Raises UserError if there is no checkpoint, or one that this version cannot read; DamagedError, naming
     the file, if it is not what was written.
